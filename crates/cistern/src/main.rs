@@ -1,0 +1,2 @@
+//! The program a person runs.
+fn main() {}

@@ -1,0 +1,21 @@
+//! The engine's constants. What an operator may turn is in `Settings`.
+
+/// Longest key a caller may use, tree id not counted: 3072 bytes of SQL key at its widest encoding, twice (secondary
+/// key and primary key), with room for terminators.
+pub const KEY_BYTES_MAX: usize = 16 * 1024;
+/// Longest value: a row with a LONGTEXT of 64 MiB, escaped, with room for its other columns.
+pub const VALUE_BYTES_MAX: usize = 256 << 20;
+/// Decoded size that a block is cut at; a single larger record has a block of its own.
+pub const BLOCK_BYTES: usize = 16 * 1024;
+/// Encoded size that an sst is cut at.
+pub const SST_BYTES: usize = 32 << 20;
+/// Ratio between the sizes of neighbouring levels.
+pub const LEVEL_RATIO: u64 = 8;
+/// Levels of the tree, L0 included.
+pub const LEVELS: usize = 7;
+/// Runs in L0 at which compaction starts; writers slow down beyond it.
+pub const L0_RUNS: usize = 4;
+/// Frozen memtables that may wait for their flush before writers wait.
+pub const FROZEN_MEMTABLES_MAX: usize = 4;
+/// A disk-cache chunk.
+pub const CHUNK_BYTES: usize = 128 * 1024;

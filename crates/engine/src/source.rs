@@ -1,0 +1,30 @@
+//! One sorted sequence of versions that can be walked both ways: a memtable, a write set, an sst, a level, a merge.
+//!
+//! Order: full key ascending, then seqno descending (newest first). A source shows every version that it has;
+//! visibility is the cursor's affair.
+
+use crate::{OpKind, Result, Seqno};
+
+/// A position in a sorted sequence of versions.
+///
+/// `key` and `value` stay valid until the source is moved. Moving an invalid source is a bug, except by a seek.
+pub(crate) trait Source {
+    /// Moves to the first version at or after (`key`, `seqno`): versions of `key` newer than `seqno` are passed over.
+    fn seek(&mut self, key: &[u8], seqno: Seqno) -> Result<()>;
+    /// Moves to the last version that sorts before every version of `key`.
+    fn seek_before(&mut self, key: &[u8]) -> Result<()>;
+    /// Moves to the next version in order.
+    fn next(&mut self) -> Result<()>;
+    /// Moves to the previous version in order.
+    fn prev(&mut self) -> Result<()>;
+    /// Whether it stands on a version.
+    fn valid(&self) -> bool;
+    /// Full key of the version it stands on.
+    fn key(&self) -> &[u8];
+    /// Seqno of the version it stands on.
+    fn seqno(&self) -> Seqno;
+    /// Kind of the version it stands on.
+    fn kind(&self) -> OpKind;
+    /// Value of the version it stands on; empty for a deletion.
+    fn value(&self) -> &[u8];
+}
