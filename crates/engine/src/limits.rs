@@ -19,3 +19,35 @@ pub const L0_RUNS: usize = 4;
 pub const FROZEN_MEMTABLES_MAX: usize = 4;
 /// A disk-cache chunk.
 pub const CHUNK_BYTES: usize = 128 * 1024;
+/// Size up to which a level takes L0's output directly; beyond it a level is put in between.
+pub const LEVEL_BASE_BYTES: u64 = 256 << 20;
+/// L0 runs at which writers are made to wait for compaction altogether.
+pub const L0_RUNS_STOP: usize = 24;
+
+/// The sizes that give the tree its shape. Constants in production; the simulator shrinks them, so that a few thousand
+/// rows make many ssts in several levels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Encoded size that an sst is cut at.
+    pub sst_bytes: usize,
+    /// See [`LEVEL_BASE_BYTES`].
+    pub level_base_bytes: u64,
+    /// See [`LEVEL_RATIO`].
+    pub level_ratio: u64,
+    /// See [`L0_RUNS`].
+    pub l0_runs: usize,
+    /// See [`L0_RUNS_STOP`].
+    pub l0_runs_stop: usize,
+}
+
+impl Default for Shape {
+    fn default() -> Self {
+        Self {
+            sst_bytes: SST_BYTES,
+            level_base_bytes: LEVEL_BASE_BYTES,
+            level_ratio: LEVEL_RATIO,
+            l0_runs: L0_RUNS,
+            l0_runs_stop: L0_RUNS_STOP,
+        }
+    }
+}
