@@ -90,6 +90,42 @@ pub struct BucketError {
     pub message: String,
 }
 
+impl BucketError {
+    /// An error about `name`, which may be a prefix.
+    pub fn new(
+        kind: ErrorKind,
+        operation: &'static str,
+        name: &ObjectName,
+        message: impl Into<String>,
+    ) -> Self {
+        Self { kind, operation, name: name.clone(), message: message.into() }
+    }
+}
+
+/// Refuses ranges that the object, `length` bytes long, does not have.
+pub(crate) fn check_ranges(name: &ObjectName, length: u64, ranges: &[Range<u64>]) -> Result<(), BucketError> {
+    match ranges.iter().find(|range| range.start > range.end || range.end > length) {
+        None => Ok(()),
+        Some(range) => {
+            let message = format!("bytes {}..{} asked of an object of {length}", range.start, range.end);
+            Err(BucketError::new(ErrorKind::BadRequest, "GET", name, message))
+        }
+    }
+}
+
+/// Refuses to list anything but a directory, or the whole bucket.
+pub(crate) fn check_prefix(prefix: &ObjectName) -> Result<(), BucketError> {
+    if prefix.as_str().is_empty() || prefix.as_str().ends_with('/') {
+        return Ok(());
+    }
+    Err(BucketError::new(
+        ErrorKind::BadRequest,
+        "LIST",
+        prefix,
+        "only a directory, ending in '/', can be listed",
+    ))
+}
+
 /// Requests (tries included) and bytes of one kind of operation.
 #[derive(Debug, Default)]
 pub struct OpMeter {
@@ -102,6 +138,10 @@ impl OpMeter {
     /// Counts one request that moved `bytes` of body.
     pub fn count(&self, bytes: u64) {
         self.requests.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+    /// Counts body bytes of a request that is counted elsewhere.
+    pub fn count_bytes(&self, bytes: u64) {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
     /// Counts one request that failed.

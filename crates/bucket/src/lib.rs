@@ -3,7 +3,13 @@
 //! Never here: what the objects mean.
 
 mod api;
+mod faults;
+mod faulty;
+mod memory;
 pub mod name;
 
 pub use api::{Bucket, BucketError, ErrorKind, Meters, ObjectInfo, OpMeter, PutOutcome};
+pub use faults::{Decision, Effect, Faults, Operation, Request, Rule, When};
+pub use faulty::{FaultyBucket, Pause};
+pub use memory::MemoryBucket;
 pub use name::{Names, ObjectName};

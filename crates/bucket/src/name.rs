@@ -45,7 +45,10 @@ pub struct Names {
 impl Names {
     /// Names of `branch`; the first branch of a bucket is `main`.
     pub fn new(branch: &str) -> Self {
-        assert!(!branch.is_empty() && !branch.contains('/'), "a branch is one path component, not {branch:?}");
+        assert!(
+            !branch.is_empty() && !branch.contains('/'),
+            "a branch is one path component, not {branch:?}"
+        );
         Self { branch: branch.to_owned() }
     }
     /// The claim on an epoch.
