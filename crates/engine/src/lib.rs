@@ -11,6 +11,6 @@ mod types;
 mod version;
 
 pub use clock::{Clock, SystemClock};
-pub use disk::{Disk, DiskError, DiskFile};
+pub use disk::{Disk, DiskError, DiskFault, DiskFile, RealDisk, SimDisk};
 pub use error::{Error, Kind, Result};
 pub use types::{Epoch, OpKind, Seqno, SstId, TreeId, WalPosition, full_key, tree_of};

@@ -84,7 +84,8 @@ impl Version {
             return Err(Misfit(format!("{missing} is removed but not in the tree")));
         }
 
-        let newest: Run = added.iter().filter(|(level, _)| *level == 0).map(|(_, sst)| Arc::clone(sst)).collect();
+        let newest: Run =
+            added.iter().filter(|(level, _)| *level == 0).map(|(_, sst)| Arc::clone(sst)).collect();
         check_run(0, &newest)?;
         if !newest.is_empty() {
             l0.insert(0, newest);
@@ -116,7 +117,8 @@ impl Version {
     /// Every sst with its level; L0 newest run first.
     pub fn ssts(&self) -> impl Iterator<Item = (usize, &Arc<SstMeta>)> {
         let l0 = self.l0.iter().flat_map(|run| run.iter()).map(|sst| (0, sst));
-        let deeper = self.levels.iter().enumerate().flat_map(|(i, run)| run.iter().map(move |sst| (i + 1, sst)));
+        let deeper =
+            self.levels.iter().enumerate().flat_map(|(i, run)| run.iter().map(move |sst| (i + 1, sst)));
         l0.chain(deeper)
     }
 
@@ -140,7 +142,9 @@ impl Version {
         }
         let mut names = BTreeSet::new();
         match self.ssts().find(|(_, sst)| !names.insert(sst.id)) {
-            Some((level, twice)) => Err(Misfit(format!("{} is in the tree twice, once in level {level}", twice.id))),
+            Some((level, twice)) => {
+                Err(Misfit(format!("{} is in the tree twice, once in level {level}", twice.id)))
+            }
             None => Ok(()),
         }
     }
@@ -163,7 +167,9 @@ fn check_run(level: usize, run: &[Arc<SstMeta>]) -> Result<(), Misfit> {
         }
     }
     match run.windows(2).find(|pair| pair[1].first_key <= pair[0].last_key) {
-        Some(pair) => Err(Misfit(format!("{} overlaps {} in one run of level {level}", pair[1].id, pair[0].id))),
+        Some(pair) => {
+            Err(Misfit(format!("{} overlaps {} in one run of level {level}", pair[1].id, pair[0].id)))
+        }
         None => Ok(()),
     }
 }
@@ -204,11 +210,14 @@ pub(crate) mod tests {
         let version = Version::default()
             .apply(&[(0, sst(1, "a", "c", 1)), (0, sst(2, "d", "f", 1))], &[])
             .and_then(|version| version.apply(&[(0, sst(3, "a", "z", 1))], &[]))
-            .and_then(|version| version.apply(&[(1, sst(5, "m", "p", 1)), (1, sst(4, "a", "b", 1))], &[id(2)]))
+            .and_then(|version| {
+                version.apply(&[(1, sst(5, "m", "p", 1)), (1, sst(4, "a", "b", 1))], &[id(2)])
+            })
             .expect("every change fits");
         assert_eq!(version.l0.iter().map(names).collect::<Vec<_>>(), [vec![3], vec![1]]);
         assert_eq!(names(&version.levels[0]), [4, 5]);
-        let moved = version.apply(&[(2, sst(4, "a", "b", 1))], &[id(4)]).expect("an sst may move down in one change");
+        let moved =
+            version.apply(&[(2, sst(4, "a", "b", 1))], &[id(4)]).expect("an sst may move down in one change");
         assert_eq!((names(&moved.levels[0]), names(&moved.levels[1])), (vec![5], vec![4]));
         let emptied = moved.apply(&[], &[id(1)]).expect("removal of the last sst of a run");
         assert_eq!(emptied.l0.len(), 1, "an empty run leaves L0");

@@ -3,8 +3,14 @@
 //! * Bytes that were not synced may be lost or torn by a crash; a name is durable only after `sync_directory`.
 //! * A failed sync is final for the file: what it holds is unknown until it is read again after a restart.
 
+mod real;
+mod sim;
+
 use std::ops::Range;
 use std::sync::Arc;
+
+pub use real::RealDisk;
+pub use sim::{DiskFault, SimDisk};
 
 /// A failed disk operation, naming the file.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +60,11 @@ pub trait DiskFile: Send + Sync + 'static {
     }
     /// Cuts or extends the file.
     fn set_len(&self, bytes: u64) -> Result<(), DiskError>;
+    /// Extends the file to at least `bytes` with the space for them set aside, so that writing there later can not
+    /// fail for want of space. Where the file system can't promise that, the file is only extended.
+    fn allocate(&self, bytes: u64) -> Result<(), DiskError> {
+        if self.len()? < bytes { self.set_len(bytes) } else { Ok(()) }
+    }
     /// Hints that `range` will not be read soon.
     fn forget(&self, _range: Range<u64>) {}
 }
