@@ -1,1 +1,24 @@
-//! SQL tables as key ranges: catalogue, key codec, row codec, indexes, auto-increment, statistics, DDL steps.
+//! SQL tables as key ranges over the engine's ordered trees. Read the modules in this order.
+//!
+//! A caller fills a [`Descriptor`] from the server's table share, opens a [`Table`] through the [`Store`], and moves
+//! [`RowCursor`]s over it inside a [`Session`]. Records and key tuples come and go in the server's own layout.
+//!
+//! Never here: the server's headers, foreign pointers that are followed, object storage.
+
+mod catalogue;
+mod cursor;
+mod descriptor;
+mod error;
+mod session;
+mod store;
+mod table;
+
+pub use catalogue::Definition;
+pub use cursor::{ReadFlag, Record, RowCursor, RowLock};
+pub use descriptor::{
+    CollationId, Collations, Descriptor, Field, Index, IndexPart, Kind, Storage, TextOrder,
+};
+pub use error::{Error, Result};
+pub use session::{Savepoint, Session};
+pub use store::{Store, TableImages};
+pub use table::{RangeEnd, Table};
