@@ -3,14 +3,25 @@
 //! Never here: SQL, MariaDB, Raft.
 
 mod clock;
+mod cursor;
 mod disk;
+mod engine;
 mod error;
 pub mod limits;
+mod locks;
+mod naive;
 mod source;
+mod status;
+mod txn;
 mod types;
 mod version;
 
 pub use clock::{Clock, SystemClock};
+pub use cursor::Cursor;
 pub use disk::{Disk, DiskError, DiskFault, DiskFile, RealDisk, SimDisk};
+pub use engine::{Background, Engine, Estimate, FIRST_ALLOCATED_TREE, Hooks, Job, Parts, Settings};
 pub use error::{Error, Kind, Result};
+pub use locks::{Granted, Interrupt, LockMode, LockWait};
+pub use status::Status;
+pub use txn::{Isolation, Mark, ReadAs, Txn};
 pub use types::{Epoch, OpKind, Seqno, SstId, TreeId, WalPosition, full_key, tree_of};

@@ -1,0 +1,271 @@
+//! A transaction: a snapshot to read at, private writes, row locks.
+//!
+//! * Its own writes are seen first, always; nobody else sees them before the commit.
+//! * In REPEATABLE READ all snapshot reads answer as of one moment: the first of them, or `snapshot_now`.
+//! * A lock is held until the end of the transaction, whatever is rolled back in between.
+//! * In REPEATABLE READ a row that changed after the snapshot can not be locked, so no update is lost.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::engine::Engine;
+use crate::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
+use crate::locks::{Granted, Held, Interrupt, LockMode, LockWait, Owner};
+use crate::{Error, Kind, Result, Seqno, TreeId, full_key};
+
+/// Which snapshot a statement reads at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isolation {
+    /// Each statement has a snapshot of its own.
+    ReadCommitted,
+    /// The transaction has one snapshot.
+    RepeatableRead,
+}
+
+/// Which version a read sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadAs {
+    /// The newest at the snapshot.
+    Snapshot,
+    /// The newest committed one: what a locking read and a write act on.
+    Newest,
+}
+
+/// A place in the sequence of a transaction's writes, to go back to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark(usize);
+
+/// A transaction. Driven by one thread at a time; dropping it rolls it back.
+pub struct Txn {
+    engine: Arc<Engine>,
+    owner: Arc<Owner>,
+    isolation: Isolation,
+    detects_conflicts: bool,
+    snapshot: Option<Seqno>,
+    held: Vec<Held>,
+    drops: Vec<TreeId>,
+    pub(crate) writes: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+    undo: Vec<Undo>,
+    bytes: usize,
+    key: Vec<u8>,
+}
+
+enum Undo {
+    Write(Vec<u8>, Option<Option<Vec<u8>>>),
+    Drop,
+}
+
+impl Txn {
+    pub(crate) fn new(engine: Arc<Engine>, owner: Arc<Owner>) -> Self {
+        Self {
+            engine,
+            owner,
+            isolation: Isolation::RepeatableRead,
+            detects_conflicts: true,
+            snapshot: None,
+            held: Vec::new(),
+            drops: Vec::new(),
+            writes: BTreeMap::new(),
+            undo: Vec::new(),
+            bytes: 0,
+            key: Vec::new(),
+        }
+    }
+
+    /// A number that no other transaction object of this engine has.
+    pub fn id(&self) -> u64 {
+        self.owner.id()
+    }
+
+    /// The engine it works on.
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
+    /// Takes effect with the next snapshot.
+    pub fn set_isolation(&mut self, isolation: Isolation) {
+        self.isolation = isolation;
+    }
+
+    /// Whether REPEATABLE READ refuses to lock a row that changed after the snapshot (it does unless told otherwise).
+    pub fn set_conflict_detection(&mut self, on: bool) {
+        self.detects_conflicts = on;
+    }
+
+    /// Takes the snapshot now instead of with the first snapshot read.
+    pub fn snapshot_now(&mut self) {
+        self.snapshot = Some(self.engine.visible());
+    }
+
+    /// A statement starts: in READ COMMITTED the next snapshot read takes a fresh snapshot.
+    pub fn statement_begin(&mut self) {
+        if self.isolation == Isolation::ReadCommitted {
+            self.snapshot = None;
+        }
+    }
+
+    /// Calls `f` with the value of `key`, if it has one.
+    pub fn get<R>(
+        &mut self,
+        tree: TreeId,
+        key: &[u8],
+        read: ReadAs,
+        f: impl FnOnce(&[u8]) -> R,
+    ) -> Result<Option<R>> {
+        let at = self.read_at(read);
+        self.set_key(tree, key);
+        if let Some(own) = self.writes.get(&self.key) {
+            return Ok(own.as_deref().map(f));
+        }
+        if self.drops.contains(&tree) {
+            return Ok(None);
+        }
+        Ok(self.engine.naive.get(&self.key, at, f))
+    }
+
+    /// Locks a key, whether it exists or not. Waits as [`LockWait`] says.
+    ///
+    /// [`Kind::Conflict`]: in REPEATABLE READ the key changed after the snapshot; the lock is not kept.
+    /// [`Kind::Deadlock`]: this transaction must roll back so that others can go on.
+    pub fn lock(&mut self, tree: TreeId, key: &[u8], mode: LockMode, wait: &LockWait<'_>) -> Result<Granted> {
+        self.set_key(tree, key);
+        let weight = self.bytes as u64;
+        let granted =
+            self.engine.locks.acquire(&self.owner, &self.key, mode, weight, wait, &mut self.held)?;
+        if granted == Granted::New && self.changed_since_snapshot() {
+            self.engine.locks.release(&self.owner, &self.key, &mut self.held);
+            return Err(Error::new(
+                Kind::Conflict,
+                format!("a row of tree {} changed after the transaction's snapshot", tree.0),
+            ));
+        }
+        Ok(granted)
+    }
+
+    /// Gives back a lock that was [`Granted::New`] for a row that was not wanted after all (READ COMMITTED).
+    pub fn unlock(&mut self, tree: TreeId, key: &[u8]) {
+        self.set_key(tree, key);
+        self.engine.locks.release(&self.owner, &self.key, &mut self.held);
+    }
+
+    /// Sets `key` to `value` when the transaction commits. The caller holds its exclusive lock, or knows that nobody
+    /// else can name the key.
+    pub fn put(&mut self, tree: TreeId, key: &[u8], value: &[u8]) -> Result<()> {
+        if value.len() > VALUE_BYTES_MAX {
+            return Err(Error::new(
+                Kind::BadRequest,
+                format!("a value of {} bytes; at most {VALUE_BYTES_MAX} fit", value.len()),
+            ));
+        }
+        self.write(tree, key, Some(value))
+    }
+
+    /// Removes `key`, which need not exist, when the transaction commits. The caller holds its exclusive lock.
+    pub fn delete(&mut self, tree: TreeId, key: &[u8]) -> Result<()> {
+        self.write(tree, key, None)
+    }
+
+    /// Removes all of `tree` when the transaction commits, at once and for everybody, older snapshots too. Nobody may
+    /// use the id afterwards.
+    pub fn drop_tree(&mut self, tree: TreeId) {
+        self.drops.push(tree);
+        self.undo.push(Undo::Drop);
+    }
+
+    /// Here in the sequence of writes.
+    pub fn mark(&self) -> Mark {
+        Mark(self.undo.len())
+    }
+
+    /// Takes back every write made since `mark` (`drop_tree` too). Locks stay.
+    pub fn rollback_to(&mut self, mark: Mark) {
+        assert!(mark.0 <= self.undo.len(), "a mark of writes that were rolled back already");
+        for undo in self.undo.drain(mark.0..).rev() {
+            match undo {
+                Undo::Drop => drop(self.drops.pop()),
+                Undo::Write(key, Some(before)) => drop(self.writes.insert(key, before)),
+                Undo::Write(key, None) => drop(self.writes.remove(&key)),
+            }
+        }
+    }
+
+    /// Whether a commit would change anything.
+    pub fn has_writes(&self) -> bool {
+        !self.writes.is_empty() || !self.drops.is_empty()
+    }
+
+    /// On return the writes are durable and visible to every later snapshot, the locks are given back, and the
+    /// transaction is empty and can be used again. On an error nothing is visible, and the transaction is rolled
+    /// back; after [`Kind::Failed`] or [`Kind::Fenced`] what a restart finds may include it.
+    pub fn commit(&mut self) -> Result<Seqno> {
+        let result = if self.has_writes() { self.engine.commit(self) } else { Ok(self.engine.visible()) };
+        self.rollback();
+        result
+    }
+
+    /// Forgets all writes, gives back all locks and the snapshot. The transaction can be used again.
+    pub fn rollback(&mut self) {
+        self.writes.clear();
+        self.undo.clear();
+        self.drops.clear();
+        self.bytes = 0;
+        self.snapshot = None;
+        self.engine.locks.release_all(&self.owner, &mut self.held);
+    }
+
+    /// What another thread ends this transaction's lock wait with.
+    pub fn interrupt_handle(&self) -> Interrupt {
+        self.owner.interrupt_handle()
+    }
+
+    pub(crate) fn read_at(&mut self, read: ReadAs) -> Seqno {
+        match read {
+            ReadAs::Newest => self.engine.visible(),
+            ReadAs::Snapshot => *self.snapshot.get_or_insert_with(|| self.engine.visible()),
+        }
+    }
+
+    pub(crate) fn drops(&self) -> &[TreeId] {
+        &self.drops
+    }
+
+    fn changed_since_snapshot(&self) -> bool {
+        let checked = self.detects_conflicts && self.isolation == Isolation::RepeatableRead;
+        let Some(snapshot) = self.snapshot.filter(|_| checked) else { return false };
+        self.engine.naive.newest(&self.key) > Some(snapshot)
+    }
+
+    fn write(&mut self, tree: TreeId, key: &[u8], value: Option<&[u8]>) -> Result<()> {
+        if key.len() > KEY_BYTES_MAX {
+            return Err(Error::new(
+                Kind::BadRequest,
+                format!("a key of {} bytes; at most {KEY_BYTES_MAX} fit", key.len()),
+            ));
+        }
+        let bytes = self.bytes + key.len() + value.map_or(0, <[u8]>::len);
+        let limit = self.engine.settings.transaction_bytes_max;
+        if bytes > limit {
+            return Err(Error::new(
+                Kind::BadRequest,
+                format!("a transaction may write {limit} bytes; split it"),
+            ));
+        }
+        self.bytes = bytes;
+        let key = full_key(tree, key);
+        let before = self.writes.insert(key.clone(), value.map(<[u8]>::to_vec));
+        self.undo.push(Undo::Write(key, before));
+        Ok(())
+    }
+
+    fn set_key(&mut self, tree: TreeId, key: &[u8]) {
+        self.key.clear();
+        self.key.extend_from_slice(&tree.0.to_be_bytes());
+        self.key.extend_from_slice(key);
+    }
+}
+
+impl Drop for Txn {
+    fn drop(&mut self) {
+        self.rollback();
+    }
+}
