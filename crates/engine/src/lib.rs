@@ -3,10 +3,13 @@
 //! Never here: SQL, MariaDB, Raft.
 
 mod clock;
+
+mod compaction;
 mod cursor;
 mod disk;
 mod engine;
 mod error;
+mod gc;
 pub mod limits;
 mod locks;
 mod naive;

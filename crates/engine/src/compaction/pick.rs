@@ -1,0 +1,322 @@
+//! Decides what to compact next. Touches nothing: a version and what is under way go in, a plan comes out.
+//!
+//! Level sizes follow the data from below: the deepest level may have any size, each level above it an eighth of the one
+//! beneath, down to the *base*, the level that L0 is merged into. Levels between L0 and the base are empty, so a small
+//! database has two levels and a large one no level that is nearly empty.
+//!
+//! * A plan that takes an sst takes every sst of deeper-lying, older data that overlaps it up to the level it writes to.
+//! * Plans under way together share no input, and two that write to one level have key ranges that do not meet.
+//! * From the same input comes the same plan.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use crate::limits::{LEVELS, Shape};
+use crate::version::{Run, SstMeta, Version, overlapping};
+use crate::{Seqno, SstId, TreeId};
+
+/// What the decision is made from.
+#[derive(Clone, Copy)]
+pub(crate) struct TreeView<'a> {
+    pub(crate) version: &'a Version,
+    /// Merges under way.
+    pub(crate) running: &'a [Arc<MergePlan>],
+    /// Trees whose drop is flushed. (Of one that is only in the wal, a lost directory may bring the tree back, and its
+    /// ssts must then still be there.)
+    pub(crate) dropped: &'a BTreeSet<TreeId>,
+    /// The least seqno that anyone reads at.
+    pub(crate) oldest_snapshot: Seqno,
+    pub(crate) shape: &'a Shape,
+}
+
+/// What to do next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum CompactionPlan {
+    /// Takes ssts of dropped trees out of the tree, unread.
+    Drop(Vec<SstId>),
+    /// Moves ssts to deeper levels (each with the one it goes to), unread.
+    Move(Vec<(u8, Arc<SstMeta>)>),
+    /// Reads, merges, writes.
+    Merge(Arc<MergePlan>),
+}
+
+/// Ssts to be replaced by the merge of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct MergePlan {
+    /// Newest data first; no two ssts of one run overlap.
+    pub(crate) sources: Vec<Run>,
+    /// The level that takes the result.
+    pub(crate) to: usize,
+    /// Least key of all sources.
+    pub(crate) first: Box<[u8]>,
+    /// Greatest key of all sources.
+    pub(crate) last: Box<[u8]>,
+}
+
+/// The most urgent thing to do, if there is anything.
+pub(crate) fn pick(view: &TreeView<'_>) -> Option<CompactionPlan> {
+    let busy: BTreeSet<SstId> =
+        view.running.iter().flat_map(|plan| plan.inputs()).map(|sst| sst.id).collect();
+    let picker = Picker { view, busy: &busy, targets: Targets::of(view.version, view.shape) };
+    if let Some(plan) = picker.drop_trees() {
+        return Some(plan);
+    }
+    let mut urgent: Vec<(f64, usize)> =
+        (0..LEVELS).map(|level| (picker.score(level), level)).filter(|(score, _)| *score >= 1.0).collect();
+    // The highest score first; of equal ones the shallower level, which is the one that readers feel.
+    urgent.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+    urgent.iter().find_map(|(_, level)| picker.shrink(*level)).or_else(|| picker.clear_tombstones())
+}
+
+/// How many bytes must be merged before every level has its target size again.
+pub(crate) fn debt_bytes(version: &Version, shape: &Shape) -> u64 {
+    let targets = Targets::of(version, shape);
+    let l0 = if version.l0.len() >= shape.l0_runs { version.level_bytes(0) } else { 0 };
+    let over = |level: usize| version.level_bytes(level).saturating_sub(targets.bytes[level]);
+    l0 + (targets.base..LEVELS).map(over).sum::<u64>()
+}
+
+/// The dropped trees that nothing flushed can hold any more, so that the manifest may forget them. `dropped` as in
+/// [`TreeView`].
+pub(crate) fn forgettable(version: &Version, dropped: &BTreeSet<TreeId>) -> Vec<TreeId> {
+    let held =
+        |tree: TreeId| version.ssts().any(|(_, sst)| sst.first_tree() <= tree && tree <= sst.last_tree());
+    dropped.iter().copied().filter(|tree| !held(*tree)).collect()
+}
+
+impl MergePlan {
+    pub(super) fn new(sources: Vec<Run>, to: usize) -> Self {
+        let sources: Vec<Run> = sources.into_iter().filter(|run| !run.is_empty()).collect();
+        let first = sources.iter().map(|run| &run[0].first_key).min().expect("a merge has a source").clone();
+        let last = sources
+            .iter()
+            .map(|run| &run[run.len() - 1].last_key)
+            .max()
+            .expect("a merge has a source")
+            .clone();
+        Self { sources, to, first, last }
+    }
+
+    /// Every sst that it replaces.
+    pub(crate) fn inputs(&self) -> impl Iterator<Item = &Arc<SstMeta>> {
+        self.sources.iter().flat_map(|run| run.iter())
+    }
+
+    /// Bytes that it reads.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.inputs().map(|sst| sst.bytes).sum()
+    }
+
+    /// Keys at which to divide the work into at most `parts` of about equal size: part `i` has the keys from cut `i-1`
+    /// (inclusive) to cut `i` (exclusive). At most `parts - 1` cuts, ascending.
+    pub(crate) fn cuts(&self, parts: usize) -> Vec<Box<[u8]>> {
+        let mut starts: Vec<_> = self.inputs().map(|sst| (&sst.first_key, sst.bytes)).collect();
+        starts.sort();
+        let share = self.bytes() / parts.max(1) as u64 + 1;
+        let mut cuts: Vec<Box<[u8]>> = Vec::new();
+        let mut bytes = 0;
+        for (key, more) in starts {
+            let last_cut = cuts.last().unwrap_or(&self.first);
+            if bytes >= share * (cuts.len() as u64 + 1) && key > last_cut {
+                cuts.push(key.clone());
+            }
+            bytes += more;
+        }
+        cuts
+    }
+}
+
+/// The size that each level should have.
+#[derive(Debug, PartialEq, Eq)]
+struct Targets {
+    /// The level that L0 is merged into.
+    base: usize,
+    /// By level; `u64::MAX` for the deepest and for those above the base.
+    bytes: [u64; LEVELS],
+}
+
+impl Targets {
+    fn of(version: &Version, shape: &Shape) -> Self {
+        let sizes: Vec<u64> =
+            (0..LEVELS).map(|level| if level == 0 { 0 } else { version.level_bytes(level) }).collect();
+        let top = (1..LEVELS).find(|level| sizes[*level] > 0).unwrap_or(LEVELS - 1);
+        let mut bytes = [u64::MAX; LEVELS];
+        let mut base = LEVELS - 1;
+        // What is lowest in the tree counts as the deepest level even when it has not sunk to the bottom yet.
+        let mut target = sizes.iter().copied().max().unwrap_or(0);
+        while base > 1 && (base > top || target > shape.level_base_bytes) {
+            base -= 1;
+            target = (target / shape.level_ratio).max(1);
+            bytes[base] = target;
+        }
+        // The base takes whole merges of L0, however small the rest of the tree is.
+        if base < LEVELS - 1 {
+            bytes[base] = bytes[base].max(shape.level_base_bytes / shape.level_ratio).max(1);
+        }
+        Self { base, bytes }
+    }
+}
+
+struct Picker<'a> {
+    view: &'a TreeView<'a>,
+    busy: &'a BTreeSet<SstId>,
+    targets: Targets,
+}
+
+impl Picker<'_> {
+    fn drop_trees(&self) -> Option<CompactionPlan> {
+        if self.view.dropped.is_empty() {
+            return None;
+        }
+        let gone = |sst: &SstMeta| {
+            sst.first_tree() == sst.last_tree() && self.view.dropped.contains(&sst.first_tree())
+        };
+        let ssts = self.view.version.ssts().map(|(_, sst)| sst);
+        let ids: Vec<SstId> = ssts.filter(|sst| gone(sst) && self.free(sst)).map(|sst| sst.id).collect();
+        (!ids.is_empty()).then_some(CompactionPlan::Drop(ids))
+    }
+
+    /// How far a level is beyond its size; 1 or more calls for work.
+    fn score(&self, level: usize) -> f64 {
+        let version = self.view.version;
+        match level {
+            0 => version.l0.len() as f64 / self.view.shape.l0_runs as f64,
+            _ if level < self.targets.base || level == LEVELS - 1 => 0.0,
+            _ => {
+                let free = |sst: &&Arc<SstMeta>| self.free(sst);
+                let bytes: u64 = version.levels[level - 1].iter().filter(free).map(|sst| sst.bytes).sum();
+                // One byte over is over; a level at its target is at rest.
+                if bytes <= self.targets.bytes[level] {
+                    0.0
+                } else {
+                    bytes as f64 / self.targets.bytes[level] as f64
+                }
+            }
+        }
+    }
+
+    fn shrink(&self, level: usize) -> Option<CompactionPlan> {
+        if level == 0 { self.shrink_l0() } else { self.shrink_level(level) }
+    }
+
+    fn shrink_l0(&self) -> Option<CompactionPlan> {
+        let version = self.view.version;
+        // Runs of L0 leave together or, unread, one by one, but never while some of them are being merged: what is older
+        // could then end up above what is newer.
+        if version.l0.iter().any(|run| run.iter().any(|sst| !self.free(sst))) {
+            return None;
+        }
+        let moves = self.moves_from_l0();
+        if !moves.is_empty() {
+            return Some(CompactionPlan::Move(moves));
+        }
+        let mut sources = version.l0.clone();
+        let base = self.targets.base;
+        let below: BTreeSet<SstId> = version
+            .l0
+            .iter()
+            .flat_map(|run| run.iter())
+            .flat_map(|sst| version.overlapping(base, &sst.first_key, &sst.last_key))
+            .map(|sst| sst.id)
+            .collect();
+        sources
+            .push(version.levels[base - 1].iter().filter(|sst| below.contains(&sst.id)).cloned().collect());
+        self.merge(sources, base)
+    }
+
+    /// The ssts of L0 that can sink unread: of one tree, over nothing older in L0, each to the level above the first one
+    /// that holds something in its range.
+    fn moves_from_l0(&self) -> Vec<(u8, Arc<SstMeta>)> {
+        let version = self.view.version;
+        let mut moves: Vec<(u8, Arc<SstMeta>)> = Vec::new();
+        // From the oldest run: once an sst has left, it no longer stands in the way of newer ones, except by where it went.
+        for (age, run) in version.l0.iter().enumerate().rev() {
+            for sst in run.iter().filter(|sst| sst.first_tree() == sst.last_tree()) {
+                let older = &version.l0[age + 1..];
+                if older.iter().any(|run| !overlapping(run, &sst.first_key, &sst.last_key).is_empty()) {
+                    continue;
+                }
+                let free_until = (1..LEVELS)
+                    .take_while(|level| version.overlapping(*level, &sst.first_key, &sst.last_key).is_empty())
+                    .last();
+                if let Some(to) = free_until.filter(|to| *to >= self.targets.base && self.may_write(*to, sst))
+                {
+                    moves.push((level_byte(to), Arc::clone(sst)));
+                }
+            }
+        }
+        moves
+    }
+
+    fn shrink_level(&self, level: usize) -> Option<CompactionPlan> {
+        let version = self.view.version;
+        let mut candidates: Vec<(u64, &Arc<SstMeta>)> = version.levels[level - 1]
+            .iter()
+            .filter(|sst| self.free(sst))
+            .map(|sst| (self.cost(level, sst), sst))
+            .collect();
+        candidates.sort_by_key(|(cost, sst)| (*cost, sst.id));
+        candidates.iter().find_map(|(_, sst)| self.sink(level, sst))
+    }
+
+    /// Bytes to be rewritten for each KiB that leaves the level. Deletions count double: they take others with them.
+    fn cost(&self, level: usize, sst: &SstMeta) -> u64 {
+        let below = self.view.version.overlapping(level + 1, &sst.first_key, &sst.last_key);
+        let rewritten: u64 = below.iter().map(|sst| sst.bytes).sum();
+        let weight = sst.bytes + sst.bytes * sst.tombstones / sst.entries.max(1);
+        rewritten.saturating_mul(1024) / weight.max(1)
+    }
+
+    /// Takes `sst` one level down.
+    fn sink(&self, level: usize, sst: &Arc<SstMeta>) -> Option<CompactionPlan> {
+        let below = self.view.version.overlapping(level + 1, &sst.first_key, &sst.last_key);
+        if !below.is_empty() {
+            return self.merge(vec![Arc::from([Arc::clone(sst)]), below.into()], level + 1);
+        }
+        let moved = || CompactionPlan::Move(vec![(level_byte(level + 1), Arc::clone(sst))]);
+        self.may_write(level + 1, sst).then(moved)
+    }
+
+    fn merge(&self, sources: Vec<Run>, to: usize) -> Option<CompactionPlan> {
+        let plan = MergePlan::new(sources, to);
+        let possible =
+            plan.inputs().all(|sst| self.free(sst)) && !self.meets_running(to, &plan.first, &plan.last);
+        possible.then(|| CompactionPlan::Merge(Arc::new(plan)))
+    }
+
+    /// Deletions slow every scan over them, however small their level is: sink an sst that is made of little else, and
+    /// rewrite one where it is if nothing lies below and nobody reads what it deletes any more. (Not too eagerly above the
+    /// bottom: half of what an update writes to a secondary index is a deletion.)
+    fn clear_tombstones(&self) -> Option<CompactionPlan> {
+        let version = self.view.version;
+        let candidates = version
+            .ssts()
+            .filter(|(level, sst)| *level > 0 && sst.tombstones * 3 >= sst.entries && self.free(sst));
+        candidates.into_iter().find_map(|(level, sst)| {
+            let lowest =
+                (level + 1..LEVELS).all(|l| version.overlapping(l, &sst.first_key, &sst.last_key).is_empty());
+            let unread = sst.seqno_max <= self.view.oldest_snapshot;
+            match lowest {
+                true if unread => self.merge(vec![Arc::from([Arc::clone(sst)])], level),
+                false if sst.tombstones * 4 >= sst.entries * 3 => self.sink(level, sst),
+                _ => None,
+            }
+        })
+    }
+
+    fn free(&self, sst: &SstMeta) -> bool {
+        !self.busy.contains(&sst.id)
+    }
+
+    fn may_write(&self, to: usize, sst: &SstMeta) -> bool {
+        !self.meets_running(to, &sst.first_key, &sst.last_key)
+    }
+
+    fn meets_running(&self, to: usize, first: &[u8], last: &[u8]) -> bool {
+        self.view.running.iter().any(|plan| plan.to == to && *plan.first <= *last && *first <= *plan.last)
+    }
+}
+
+fn level_byte(level: usize) -> u8 {
+    u8::try_from(level).expect("there are fewer than 256 levels")
+}

@@ -1,0 +1,111 @@
+//! How much writers are slowed when flush, compaction or upload fall behind: smoothly first, and only then altogether.
+//! Pure: what is owed goes in, what to do comes out.
+
+use std::time::Duration;
+
+use crate::limits::{FROZEN_MEMTABLES_MAX, Shape};
+
+/// What is owed at the moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Debt {
+    /// Runs in L0.
+    pub(crate) l0_runs: usize,
+    /// Memtables that wait for their flush.
+    pub(crate) frozen_memtables: usize,
+    /// Bytes by which levels exceed their targets ([`super::pick::debt_bytes`]).
+    pub(crate) compaction_bytes: u64,
+    /// Bytes on the local disk that the bucket does not have.
+    pub(crate) unuploaded_bytes: u64,
+    /// How many of those the operator allows.
+    pub(crate) unuploaded_bytes_max: u64,
+}
+
+/// What a writer meets.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Pressure {
+    /// Go on.
+    None,
+    /// All writers together may write this many bytes a second.
+    Slow { bytes_per_second: u64 },
+    /// Wait until flush or compaction has caught up.
+    Wait,
+    /// The bucket has been away for too long: fail, and say so.
+    Full,
+}
+
+/// The rate at which slowing begins: well above what one machine's compaction sustains, so that nobody feels it begin.
+const RATE_MAX: f64 = 256e6;
+/// The rate just before writers stop.
+const RATE_MIN: f64 = 1e6;
+/// Compaction debt at which slowing begins, in bases, and at which writers stop.
+const DEBT_BASES: (f64, f64) = (16.0, 256.0);
+
+/// What writers meet given what is owed.
+pub(crate) fn pressure(debt: &Debt, shape: &Shape) -> Pressure {
+    if debt.unuploaded_bytes >= debt.unuploaded_bytes_max {
+        return Pressure::Full;
+    }
+    let base = shape.level_base_bytes as f64;
+    let stop = shape.l0_runs_stop as f64;
+    let strain = strain(debt.l0_runs as f64, (shape.l0_runs as f64 * 2.0).min(stop / 2.0), stop)
+        .max(strain(debt.compaction_bytes as f64, DEBT_BASES.0 * base, DEBT_BASES.1 * base))
+        .max(strain(
+            debt.frozen_memtables as f64,
+            FROZEN_MEMTABLES_MAX as f64 / 2.0,
+            FROZEN_MEMTABLES_MAX as f64,
+        ));
+    match strain {
+        s if s <= 0.0 => Pressure::None,
+        s if s >= 1.0 => Pressure::Wait,
+        // Each step of strain takes the same share of the rate, so no single step is felt as a stall.
+        s => Pressure::Slow { bytes_per_second: (RATE_MAX * (RATE_MIN / RATE_MAX).powf(s)) as u64 },
+    }
+}
+
+/// How long a writer of `bytes` waits under `pressure` if it is alone.
+pub(crate) fn delay(bytes: u64, bytes_per_second: u64) -> Duration {
+    Duration::from_nanos(bytes.saturating_mul(1_000_000_000) / bytes_per_second.max(1))
+}
+
+/// 0 at `from` and below, 1 at `to` and above.
+fn strain(now: f64, from: f64, to: f64) -> f64 {
+    ((now - from) / (to - from)).clamp(0.0, 1.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_l0(l0_runs: usize) -> Pressure {
+        let debt = Debt { l0_runs, unuploaded_bytes_max: 1, ..Debt::default() };
+        pressure(&debt, &Shape::default())
+    }
+
+    #[test]
+    fn slowing_begins_softly_grows_steadily_and_ends_in_waiting() {
+        assert_eq!(with_l0(8), Pressure::None);
+        assert_eq!(with_l0(24), Pressure::Wait);
+        let rates: Vec<u64> = (9..24)
+            .map(|runs| match with_l0(runs) {
+                Pressure::Slow { bytes_per_second } => bytes_per_second,
+                other => panic!("{runs} runs meet {other:?}"),
+            })
+            .collect();
+        assert!(rates[0] > 100_000_000, "the first step must not be felt: {}", rates[0]);
+        for pair in rates.windows(2) {
+            assert!(pair[1] < pair[0] && pair[1] * 2 >= pair[0], "no step halves the rate: {pair:?}");
+        }
+    }
+
+    #[test]
+    fn the_upload_limit_is_an_error_and_not_a_wait() {
+        let debt = Debt { l0_runs: 99, unuploaded_bytes: 10, unuploaded_bytes_max: 10, ..Debt::default() };
+        assert_eq!(pressure(&debt, &Shape::default()), Pressure::Full);
+    }
+
+    #[test]
+    fn a_writer_waits_for_its_bytes() {
+        assert_eq!(delay(1_000_000, 2_000_000), Duration::from_millis(500));
+        assert_eq!(delay(u64::MAX, 0), Duration::from_nanos(u64::MAX));
+    }
+}
