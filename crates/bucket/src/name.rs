@@ -92,6 +92,11 @@ impl Names {
         self.directory("wal")
     }
 
+    /// Says that the first start made the server's system tables to the end.
+    pub fn system_tables_marker(&self) -> ObjectName {
+        ObjectName(format!("{}/system-tables", self.branch))
+    }
+
     /// The epoch of a claim's name.
     pub fn parse_claim(name: &ObjectName) -> Option<u64> {
         parse_hex(name.file_name())

@@ -1,0 +1,38 @@
+# One door to every tool. `make` lists what there is.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+PORT ?= 3306
+export CARGO_TARGET_DIR := $(CURDIR)/target
+
+.PHONY: help
+help: ## This list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
+
+.PHONY: setup
+setup: ## Install what this machine lacks (Debian packages, cargo-nextest), fetch the server's headers
+	@tools/setup
+
+.PHONY: build
+build: setup ## target/release/cistern with the plugin beside it
+	@cargo build --release -p cistern -p plugin
+	@tools/link-plugin
+
+.PHONY: run
+run: build ## Serve ./data/bucket on 127.0.0.1:$PORT (3306) until Ctrl-C
+	@exec target/release/cistern serve --bucket "file://$(CURDIR)/data/bucket" --data "$(CURDIR)/data" -- \
+	  --port=$(PORT) --bind-address=127.0.0.1
+
+.PHONY: test
+test: build lint ## Everything that must hold before a change lands; what CI runs
+	@tools/server tests
+	@cargo nextest run --workspace --no-fail-fast
+
+.PHONY: lint
+lint: ## Formatting, clippy, licences and advisories, the crate arrows
+	@cargo fmt --all --check
+	@cargo clippy --workspace --all-targets -q -- -D warnings
+	@tools/tidy
+
+.PHONY: fmt
+fmt: ## Format all Rust code
+	@cargo fmt --all

@@ -1,0 +1,108 @@
+//! Kills the server under load, again and again, and counts what is lost.
+#![allow(clippy::disallowed_methods, reason = "real processes run on real time")]
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use acceptance::oracle::{self, Memory, Verdict, Writers};
+use acceptance::server::Plan;
+use clap::Parser;
+
+/// kill -9 under load, restart, compare with what the writers were told. Ends with code 1 at the first loss.
+#[derive(Parser)]
+struct Arguments {
+    /// Kills
+    #[arg(long, default_value_t = 100)]
+    cycles: u64,
+    /// Of these, how many also lose the data directory (spread evenly)
+    #[arg(long, default_value_t = 20)]
+    deletions: u64,
+    /// Connections that write
+    #[arg(long, default_value_t = 8)]
+    writers: usize,
+    /// Longest time under load before a kill, in milliseconds
+    #[arg(long, default_value_t = 1500)]
+    load_ms: u64,
+    /// Seed of the kill times
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Bucket URL; a directory of its own if not given
+    #[arg(long)]
+    bucket: Option<String>,
+    /// Further options of `cistern serve`
+    #[arg(long = "serve-option", allow_hyphen_values = true)]
+    serve_options: Vec<String>,
+    /// Keep the files here instead of in a temporary directory
+    #[arg(long)]
+    directory: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let scratch = tempfile::tempdir().expect("a temporary directory");
+    let directory = arguments.directory.clone().unwrap_or_else(|| scratch.path().to_owned());
+    let mut plan = Plan::in_directory(&directory);
+    plan.options.clone_from(&arguments.serve_options);
+    if let Some(bucket) = &arguments.bucket {
+        plan.bucket.clone_from(bucket);
+    }
+    let mut random = arguments.seed;
+    let mut memories = vec![Memory::default(); arguments.writers];
+    let (mut total, mut restarts) = (Verdict::default(), vec![]);
+    let mut server = plan.start().expect("the first start works");
+    oracle::prepare(&mut server.connect().expect("it is ready")).expect("tables can be made");
+
+    for cycle in 1..=arguments.cycles {
+        let delete = cycle * arguments.deletions / arguments.cycles != (cycle - 1) * arguments.deletions / arguments.cycles;
+        let writers = Writers::start(server.port(), std::mem::take(&mut memories));
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        std::thread::sleep(Duration::from_millis(200 + (random >> 33) % arguments.load_ms.max(1)));
+        let killed = Instant::now();
+        server.kill();
+        memories = writers.stop();
+        if delete {
+            std::fs::remove_dir_all(&plan.data).expect("the data directory can be deleted");
+        }
+        server = match plan.start() {
+            Ok(server) => server,
+            Err(ended) => {
+                println!("cycle {cycle}: failed start (code {}):\n{}", ended.code(), ended.said);
+                return ExitCode::FAILURE;
+            }
+        };
+        restarts.push(server.ready_in());
+        let promise = if delete { oracle::all_but_the_last_second(killed) } else { None };
+        let mut connection = server.connect().expect("it is ready");
+        let verdict = oracle::judge(&mut connection, &mut memories, promise).expect("the judge can read");
+        println!(
+            "cycle {cycle}{}: ready in {:.2} s, {verdict:?}",
+            if delete { " (directory deleted)" } else { "" },
+            server.ready_in().as_secs_f64()
+        );
+        total.kept += verdict.kept;
+        total.forgone += verdict.forgone;
+        total.in_doubt += verdict.in_doubt;
+        if verdict.lost + verdict.torn > 0 {
+            println!("replay: cargo run --release -p acceptance --bin crash -- --seed {} --cycles {cycle}", arguments.seed);
+            if arguments.directory.is_none() {
+                println!("kept: {}", scratch.keep().display());
+            }
+            return ExitCode::FAILURE;
+        }
+    }
+    restarts.sort_unstable();
+    println!(
+        "{} kills, {} directories lost: 0 lost, 0 torn, 0 failed starts; {} kept, {} within the last second, {} in doubt; \
+         restart median {:.2} s, slowest {:.2} s",
+        arguments.cycles,
+        arguments.deletions,
+        total.kept,
+        total.forgone,
+        total.in_doubt,
+        restarts.get(restarts.len() / 2).map_or(0.0, Duration::as_secs_f64),
+        restarts.last().map_or(0.0, Duration::as_secs_f64),
+    );
+    println!("1 passed, 0 failed");
+    ExitCode::SUCCESS
+}
