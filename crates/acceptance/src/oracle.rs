@@ -46,8 +46,6 @@ pub struct Writers {
     threads: Vec<JoinHandle<Memory>>,
 }
 
-
-
 impl Writers {
     /// Starts one writer for each of `memories` against the server on `port`.
     pub fn start(port: u16, memories: Vec<Memory>) -> Self {
@@ -117,7 +115,11 @@ pub struct Verdict {
 }
 
 /// Compares. Pairs acknowledged later than `promise_ends` may be missing; `None` promises all.
-pub fn judge(connection: &mut Conn, memories: &mut [Memory], promise_ends: Option<Instant>) -> mysql::Result<Verdict> {
+pub fn judge(
+    connection: &mut Conn,
+    memories: &mut [Memory],
+    promise_ends: Option<Instant>,
+) -> mysql::Result<Verdict> {
     let mut verdict = Verdict::default();
     for (client, memory) in memories.iter_mut().enumerate() {
         let rows: Vec<(u64, u64)> = connection.query(format!(
@@ -144,10 +146,13 @@ pub fn judge(connection: &mut Conn, memories: &mut [Memory], promise_ends: Optio
         memory.acknowledged.clear();
         memory.judged = memory.next;
     }
-    let sum: Option<i64> = connection.query_first("SELECT CAST(SUM(balance) AS SIGNED) FROM crash.account")?;
+    let sum: Option<i64> =
+        connection.query_first("SELECT CAST(SUM(balance) AS SIGNED) FROM crash.account")?;
     verdict.torn += u64::from(sum != Some(ACCOUNTS as i64 * BALANCE));
-    let by_table: Option<u64> = connection.query_first("SELECT COUNT(*) FROM crash.pair FORCE INDEX (PRIMARY)")?;
-    let by_index: Option<u64> = connection.query_first("SELECT COUNT(*) FROM crash.pair FORCE INDEX (note) WHERE note > ''")?;
+    let by_table: Option<u64> =
+        connection.query_first("SELECT COUNT(*) FROM crash.pair FORCE INDEX (PRIMARY)")?;
+    let by_index: Option<u64> =
+        connection.query_first("SELECT COUNT(*) FROM crash.pair FORCE INDEX (note) WHERE note > ''")?;
     verdict.torn += u64::from(by_table != by_index);
     Ok(verdict)
 }

@@ -27,14 +27,19 @@ pub fn root() -> PathBuf {
 pub fn build_directory() -> PathBuf {
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
     let release = target.join("release");
-    assert!(release.join("ha_cistern.so").exists(), "{} has no ha_cistern.so: run `make build`", release.display());
+    assert!(
+        release.join("ha_cistern.so").exists(),
+        "{} has no ha_cistern.so: run `make build`",
+        release.display()
+    );
     release
 }
 
 /// One value of `target/server/env`, which `tools/server` writes.
 pub fn server_env(key: &str) -> PathBuf {
     let file = root().join("target/server/env");
-    let text = fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}; run `make build`", file.display()));
+    let text = fs::read_to_string(&file)
+        .unwrap_or_else(|error| panic!("{}: {error}; run `make build`", file.display()));
     let prefix = format!("{key}=");
     let value = text.lines().find_map(|line| line.strip_prefix(&prefix));
     value.unwrap_or_else(|| panic!("{} has no {key}", file.display())).trim_matches('\'').into()
@@ -82,10 +87,18 @@ impl Plan {
         let started = Instant::now();
         let mut command = Command::new(build_directory().join("cistern"));
         command.args(["serve", "--bucket", &self.bucket, "--data"]).arg(&self.data).args(&self.options);
-        command.arg("--").arg(format!("--port={port}")).arg("--bind-address=127.0.0.1").args(&self.server_options);
+        command
+            .arg("--")
+            .arg(format!("--port={port}"))
+            .arg("--bind-address=127.0.0.1")
+            .args(&self.server_options);
         command.envs(self.environment.iter().cloned());
-        let mut child =
-            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("cistern starts");
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("cistern starts");
         let said = Arc::new(Mutex::new(String::new()));
         let (sender, ready) = std::sync::mpsc::channel();
         let stderr = BufReader::new(child.stderr.take().expect("stderr is piped"));
@@ -100,7 +113,14 @@ impl Plan {
             }
         });
         let answer = ready.recv_timeout(READY_TIMEOUT);
-        let mut server = Server { child, reader: Some(reader), said, port, ready_in: started.elapsed(), data: self.data.clone() };
+        let mut server = Server {
+            child,
+            reader: Some(reader),
+            said,
+            port,
+            ready_in: started.elapsed(),
+            data: self.data.clone(),
+        };
         match answer {
             Ok(()) => Ok(server),
             Err(_) => {
@@ -248,12 +268,17 @@ impl Peer {
         let (mariadbd, share) = (server_env("MARIADBD"), server_env("SHARE_DIR"));
         let data = directory.join("innodb");
         let log = directory.join("innodb.log");
-        let open_log = || fs::File::options().create(true).append(true).open(&log).expect("the log can be written");
+        let open_log =
+            || fs::File::options().create(true).append(true).open(&log).expect("the log can be written");
         let base = || {
             let mut command = Command::new(&mariadbd);
             command.arg("--no-defaults").arg(format!("--datadir={}", data.display()));
-            command.arg(format!("--lc-messages-dir={}", share.display())).arg("--character-set-server=utf8mb4");
-            command.arg(format!("--character-sets-dir={}", share.join("charsets").display())).arg("--user=root");
+            command
+                .arg(format!("--lc-messages-dir={}", share.display()))
+                .arg("--character-set-server=utf8mb4");
+            command
+                .arg(format!("--character-sets-dir={}", share.join("charsets").display()))
+                .arg("--user=root");
             command.arg("--innodb-flush-log-at-trx-commit=1").arg("--innodb-buffer-pool-size=1G");
             command.stdout(Stdio::null()).stderr(open_log());
             command
@@ -261,13 +286,22 @@ impl Peer {
         if !data.join("mysql").exists() {
             fs::create_dir_all(&data).expect("the directory can be written");
             let mut sql = String::from("CREATE DATABASE IF NOT EXISTS mysql;\nUSE mysql;\n");
-            for script in ["mysql_system_tables.sql", "mysql_performance_tables.sql", "mysql_system_tables_data.sql"] {
-                sql.push_str(&fs::read_to_string(share.join(script)).expect("the server's scripts are readable"));
+            for script in
+                ["mysql_system_tables.sql", "mysql_performance_tables.sql", "mysql_system_tables_data.sql"]
+            {
+                sql.push_str(
+                    &fs::read_to_string(share.join(script)).expect("the server's scripts are readable"),
+                );
             }
             let file = directory.join("innodb-bootstrap.sql");
             fs::write(&file, sql).expect("the directory can be written");
-            let status = base().arg("--bootstrap").stdin(fs::File::open(file).expect("just written")).status();
-            assert!(status.expect("mariadbd starts").success(), "the peer's bootstrap failed: {}", log.display());
+            let status =
+                base().arg("--bootstrap").stdin(fs::File::open(file).expect("just written")).status();
+            assert!(
+                status.expect("mariadbd starts").success(),
+                "the peer's bootstrap failed: {}",
+                log.display()
+            );
         }
         let port = free_port();
         let child = base()

@@ -21,10 +21,13 @@ impl Accounts {
     /// # Errors
     /// A sentence for the operator when the variables contradict each other or a file can't be read.
     pub fn from_environment(variable: &dyn Fn(&str) -> Option<String>) -> Result<Self, String> {
-        let [root_password, allow_empty, database, user, password] = VARIABLES.map(|name| value_of(name, variable));
+        let [root_password, allow_empty, database, user, password] =
+            VARIABLES.map(|name| value_of(name, variable));
         let (root_password, allow_empty, database) = (root_password?, allow_empty?, database?);
         let user = match (user?, password?) {
-            (Some(name), _) if name == "root" => return Err("MYSQL_USER is root: set MYSQL_ROOT_PASSWORD instead".into()),
+            (Some(name), _) if name == "root" => {
+                return Err("MYSQL_USER is root: set MYSQL_ROOT_PASSWORD instead".into());
+            }
             (Some(name), Some(password)) => Some((name, password)),
             (Some(name), None) => return Err(format!("MYSQL_USER is {name}, but MYSQL_PASSWORD is not set")),
             (None, Some(_)) => return Err("MYSQL_PASSWORD is set, but MYSQL_USER is not".into()),
@@ -49,7 +52,11 @@ impl Accounts {
             lines.push(format!("CREATE DATABASE IF NOT EXISTS {};", identifier(database)));
         }
         if let Some((user, password)) = &self.user {
-            lines.push(format!("CREATE OR REPLACE USER {}@'%' IDENTIFIED BY {};", quoted(user), quoted(password)));
+            lines.push(format!(
+                "CREATE OR REPLACE USER {}@'%' IDENTIFIED BY {};",
+                quoted(user),
+                quoted(password)
+            ));
             if let Some(database) = &self.database {
                 // `_` in a grant is a wildcard, so it is escaped, as the official image does.
                 let pattern = identifier(&database.replace('_', "\\_"));
@@ -67,7 +74,8 @@ fn value_of(name: &str, variable: &dyn Fn(&str) -> Option<String>) -> Result<Opt
             return Ok(Some(value));
         }
         if let Some(path) = variable(&format!("{full}_FILE")).filter(|path| !path.is_empty()) {
-            let text = std::fs::read_to_string(&path).map_err(|error| format!("{full}_FILE names {path}: {error}"))?;
+            let text = std::fs::read_to_string(&path)
+                .map_err(|error| format!("{full}_FILE names {path}: {error}"))?;
             return Ok(Some(text.trim_end_matches(['\n', '\r']).to_owned()));
         }
     }
@@ -100,7 +108,9 @@ mod tests {
     use super::*;
 
     fn accounts(set: &[(&str, &str)]) -> Result<Accounts, String> {
-        Accounts::from_environment(&|name| set.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned()))
+        Accounts::from_environment(&|name| {
+            set.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
+        })
     }
 
     #[test]
@@ -128,6 +138,8 @@ mod tests {
     fn half_an_account_is_refused_by_name() {
         assert!(accounts(&[("MYSQL_USER", "app")]).expect_err("no password").contains("MYSQL_PASSWORD"));
         assert!(accounts(&[("MYSQL_PASSWORD", "x")]).expect_err("no user").contains("MYSQL_USER"));
-        assert!(accounts(&[("MYSQL_USER", "root"), ("MYSQL_PASSWORD", "x")]).expect_err("root").contains("ROOT"));
+        assert!(
+            accounts(&[("MYSQL_USER", "root"), ("MYSQL_PASSWORD", "x")]).expect_err("root").contains("ROOT")
+        );
     }
 }

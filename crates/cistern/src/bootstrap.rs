@@ -29,7 +29,8 @@ const LOG_TABLES: [&str; 2] = ["general_log", "slow_log"];
 /// # Errors
 /// A sentence that names the script that can't be read.
 pub fn script(share: &Path, accounts: &Accounts) -> Result<String, String> {
-    let mut sql = String::from("CREATE DATABASE IF NOT EXISTS mysql;\nUSE mysql;\nSET @auth_root_socket=NULL;\n");
+    let mut sql =
+        String::from("CREATE DATABASE IF NOT EXISTS mysql;\nUSE mysql;\nSET @auth_root_socket=NULL;\n");
     for name in SCRIPTS {
         let path = share.join(name);
         let text = std::fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
@@ -52,7 +53,8 @@ pub fn script(share: &Path, accounts: &Accounts) -> Result<String, String> {
 pub fn log_tables(share: &Path) -> Result<String, String> {
     let path = share.join(SCRIPTS[0]);
     let text = std::fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
-    let wanted = |line: &&str| LOG_TABLES.iter().any(|table| line.contains(&format!("IF NOT EXISTS {table} ")));
+    let wanted =
+        |line: &&str| LOG_TABLES.iter().any(|table| line.contains(&format!("IF NOT EXISTS {table} ")));
     let mut sql = String::from("SET SESSION enforce_storage_engine=NULL;\nUSE mysql;\n");
     for line in text.lines().filter(wanted) {
         sql.push_str(line);
@@ -64,7 +66,8 @@ pub fn log_tables(share: &Path) -> Result<String, String> {
 /// Runs `mariadbd`, set up for a bootstrap, on `sql`.
 pub fn run(mut mariadbd: Command, sql: &str) -> Result<(), Outcome> {
     let crash = |error: std::io::Error| Outcome::ServerCrash(format!("mariadbd --bootstrap: {error}"));
-    let mut child = mariadbd.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().map_err(crash)?;
+    let mut child =
+        mariadbd.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().map_err(crash)?;
     let mut stdin = child.stdin.take().expect("stdin is piped");
     let sql = sql.to_owned();
     // A server that dies early closes the pipe; its own words say more than our broken pipe.
@@ -80,7 +83,9 @@ pub fn run(mut mariadbd: Command, sql: &str) -> Result<(), Outcome> {
     }
     let last_error = said.lines().rfind(|line| line.contains("ERROR")).unwrap_or_default();
     match Outcome::of_server(output.status, last_error) {
-        Outcome::Clean => Err(Outcome::ServerCrash("mariadbd --bootstrap did not read its script to the end".into())),
+        Outcome::Clean => {
+            Err(Outcome::ServerCrash("mariadbd --bootstrap did not read its script to the end".into()))
+        }
         other => Err(other),
     }
 }
@@ -101,7 +106,9 @@ fn in_our_engine(line: &str) -> String {
             out.push_str(ENGINE);
             rest = &rest[4..];
             for option in [" transactional=1", " transactional=0"] {
-                if rest.len() >= option.len() && rest.as_bytes()[..option.len()].eq_ignore_ascii_case(option.as_bytes()) {
+                if rest.len() >= option.len()
+                    && rest.as_bytes()[..option.len()].eq_ignore_ascii_case(option.as_bytes())
+                {
                     rest = &rest[option.len()..];
                 }
             }
@@ -119,7 +126,8 @@ fn find_ignoring_case(text: &str, wanted: &str) -> Option<usize> {
 }
 
 fn ends_with_ignoring_case(text: &str, wanted: &str) -> bool {
-    text.len() >= wanted.len() && text.as_bytes()[text.len() - wanted.len()..].eq_ignore_ascii_case(wanted.as_bytes())
+    text.len() >= wanted.len()
+        && text.as_bytes()[text.len() - wanted.len()..].eq_ignore_ascii_case(wanted.as_bytes())
 }
 
 #[cfg(test)]
@@ -128,9 +136,15 @@ mod tests {
 
     #[test]
     fn system_tables_land_in_our_engine_and_other_words_stay() {
-        assert_eq!(in_our_engine("CREATE TABLE t (a int) engine=Aria transactional=1 CHARACTER SET utf8"), "CREATE TABLE t (a int) engine=CISTERN CHARACTER SET utf8");
+        assert_eq!(
+            in_our_engine("CREATE TABLE t (a int) engine=Aria transactional=1 CHARACTER SET utf8"),
+            "CREATE TABLE t (a int) engine=CISTERN CHARACTER SET utf8"
+        );
         assert_eq!(in_our_engine("ENGINE = Aria;"), "ENGINE = CISTERN;");
-        assert_eq!(in_our_engine("IF(@have_innodb <> 0, 'InnoDB', 'Aria');"), "IF(@have_innodb <> 0, 'InnoDB', 'CISTERN');");
+        assert_eq!(
+            in_our_engine("IF(@have_innodb <> 0, 'InnoDB', 'Aria');"),
+            "IF(@have_innodb <> 0, 'InnoDB', 'CISTERN');"
+        );
         assert_eq!(in_our_engine("see Variables and ariadne"), "see Variables and ariadne");
         assert_eq!(in_our_engine("engine=CSV CHARACTER SET utf8"), "engine=CSV CHARACTER SET utf8");
     }

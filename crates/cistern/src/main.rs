@@ -15,7 +15,11 @@ use outcome::Outcome;
 /// Every table, user, grant, view, trigger and procedure is kept in a bucket; this machine holds a cache and the newest
 /// second of log. Kill it, lose its disk, start it elsewhere: everything is there.
 #[derive(Parser)]
-#[command(name = "cistern", version, after_help = "Start here:  cistern serve --bucket file:///srv/bucket --data ./data")]
+#[command(
+    name = "cistern",
+    version,
+    after_help = "Start here:  cistern serve --bucket file:///srv/bucket --data ./data"
+)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,

@@ -74,6 +74,8 @@ mod tests {
         assert_eq!(ended(3), Outcome::Fenced("because".into()));
         assert_eq!(ended(4), Outcome::BucketUnreachable("because".into()));
         assert!(matches!(ended(1), Outcome::ServerCrash(why) if why.contains("code 1: because")));
-        assert!(matches!(Outcome::of_server(ExitStatus::from_raw(9), ""), Outcome::ServerCrash(why) if why.contains("signal 9")));
+        assert!(
+            matches!(Outcome::of_server(ExitStatus::from_raw(9), ""), Outcome::ServerCrash(why) if why.contains("signal 9"))
+        );
     }
 }

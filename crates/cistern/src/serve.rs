@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use bucket::{Bucket, Names, PutOutcome};
+use bucket::{Names, PutOutcome};
 use bytes::Bytes;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
@@ -79,9 +79,11 @@ pub fn serve(arguments: &Arguments) -> Outcome {
 fn try_serve(arguments: &Arguments) -> Result<Outcome, Outcome> {
     let start = Instant::now();
     let program = std::env::current_exe().map_err(|error| Outcome::BadConfiguration(error.to_string()))?;
-    let home = program.parent().ok_or_else(|| Outcome::BadConfiguration("this program has no directory".into()))?;
+    let home =
+        program.parent().ok_or_else(|| Outcome::BadConfiguration("this program has no directory".into()))?;
     let server = Server::beside(home).map_err(Outcome::BadConfiguration)?;
-    let accounts = Accounts::from_environment(&|name| std::env::var(name).ok()).map_err(Outcome::BadConfiguration)?;
+    let accounts =
+        Accounts::from_environment(&|name| std::env::var(name).ok()).map_err(Outcome::BadConfiguration)?;
     let url = bucket_url(arguments);
     let bucket = bucket::open(&url, &bucket::Options::default()).map_err(bucket_outcome)?;
     let directory = DataDirectory::open(&arguments.data).map_err(Outcome::BadConfiguration)?;
@@ -103,7 +105,8 @@ fn try_serve(arguments: &Arguments) -> Result<Outcome, Outcome> {
 
     let init = directory.run().join("init.sql");
     let sql = bootstrap::log_tables(&server.share).map_err(Outcome::BadConfiguration)?;
-    fs::write(&init, sql).map_err(|error| Outcome::BadConfiguration(format!("{}: {error}", init.display())))?;
+    fs::write(&init, sql)
+        .map_err(|error| Outcome::BadConfiguration(format!("{}: {error}", init.display())))?;
     let mut server_command = command();
     server_command.arg(format!("--init-file={}", init.display()));
     server_command.args(&arguments.server_options);
@@ -169,7 +172,8 @@ fn mariadbd(url: &str, server: &Server, directory: &DataDirectory, plugins: &Pat
     #[expect(unsafe_code, reason = "only here can the child ask to be ended with its parent")]
     unsafe {
         command.pre_exec(|| {
-            rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM)).map_err(Into::into)
+            rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))
+                .map_err(Into::into)
         });
     }
     command
@@ -177,7 +181,8 @@ fn mariadbd(url: &str, server: &Server, directory: &DataDirectory, plugins: &Pat
 
 #[expect(clippy::disallowed_methods, reason = "the announcement says how long the start took")]
 fn supervise(mut command: Command, server: &Server, start: Instant) -> Result<Outcome, Outcome> {
-    let crash = |error: std::io::Error| Outcome::ServerCrash(format!("{}: {error}", server.mariadbd.display()));
+    let crash =
+        |error: std::io::Error| Outcome::ServerCrash(format!("{}: {error}", server.mariadbd.display()));
     let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().map_err(crash)?;
     let pid = rustix::process::Pid::from_child(&child);
     let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM]).map_err(crash)?;

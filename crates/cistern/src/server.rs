@@ -29,10 +29,16 @@ impl Server {
         let file = directory.join("server.env");
         let text = std::fs::read_to_string(&file)
             .map_err(|error| format!("{}: {error}; `make build` writes it", file.display()))?;
-        let values: BTreeMap<&str, &str> =
-            text.lines().filter_map(|line| line.split_once('=')).map(|(key, value)| (key, value.trim_matches(['"', '\'']))).collect();
+        let values: BTreeMap<&str, &str> = text
+            .lines()
+            .filter_map(|line| line.split_once('='))
+            .map(|(key, value)| (key, value.trim_matches(['"', '\''])))
+            .collect();
         let value = |key: &str| {
-            values.get(key).copied().ok_or_else(|| format!("{} has no line {key}=…; run `make build`", file.display()))
+            values
+                .get(key)
+                .copied()
+                .ok_or_else(|| format!("{} has no line {key}=…; run `make build`", file.display()))
         };
         let server = Self {
             mariadbd: value("MARIADBD")?.into(),

@@ -54,7 +54,8 @@ fn main() -> ExitCode {
     oracle::prepare(&mut server.connect().expect("it is ready")).expect("tables can be made");
 
     for cycle in 1..=arguments.cycles {
-        let delete = cycle * arguments.deletions / arguments.cycles != (cycle - 1) * arguments.deletions / arguments.cycles;
+        let delete = cycle * arguments.deletions / arguments.cycles
+            != (cycle - 1) * arguments.deletions / arguments.cycles;
         let writers = Writers::start(server.port(), std::mem::take(&mut memories));
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         std::thread::sleep(Duration::from_millis(200 + (random >> 33) % arguments.load_ms.max(1)));
@@ -84,7 +85,10 @@ fn main() -> ExitCode {
         total.forgone += verdict.forgone;
         total.in_doubt += verdict.in_doubt;
         if verdict.lost + verdict.torn > 0 {
-            println!("replay: cargo run --release -p acceptance --bin crash -- --seed {} --cycles {cycle}", arguments.seed);
+            println!(
+                "replay: cargo run --release -p acceptance --bin crash -- --seed {} --cycles {cycle}",
+                arguments.seed
+            );
             if arguments.directory.is_none() {
                 println!("kept: {}", scratch.keep().display());
             }
