@@ -12,6 +12,7 @@ mod error;
 mod gc;
 pub mod limits;
 mod locks;
+mod memtable;
 mod naive;
 mod source;
 mod status;
@@ -28,3 +29,10 @@ pub use locks::{Granted, Interrupt, LockMode, LockWait};
 pub use status::Status;
 pub use txn::{Isolation, Mark, ReadAs, Txn};
 pub use types::{Epoch, OpKind, Seqno, SstId, TreeId, WalPosition, full_key, tree_of};
+
+/// Parts that only `bench` measures by themselves. No promise goes with them.
+#[doc(hidden)]
+pub mod internals {
+    pub use crate::memtable::{Memtable, MemtableIter};
+    pub use crate::source::Source;
+}

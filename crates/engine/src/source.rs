@@ -8,7 +8,7 @@ use crate::{OpKind, Result, Seqno};
 /// A position in a sorted sequence of versions.
 ///
 /// `key` and `value` stay valid until the source is moved. Moving an invalid source is a bug, except by a seek.
-pub(crate) trait Source {
+pub trait Source {
     /// Moves to the first version at or after (`key`, `seqno`): versions of `key` newer than `seqno` are passed over.
     fn seek(&mut self, key: &[u8], seqno: Seqno) -> Result<()>;
     /// Moves to the last version that sorts before every version of `key`.
