@@ -19,6 +19,7 @@ mod status;
 mod txn;
 mod types;
 mod version;
+mod wal;
 
 pub use clock::{Clock, SystemClock};
 pub use cursor::Cursor;
@@ -28,7 +29,7 @@ pub use error::{Error, Kind, Result};
 pub use locks::{Granted, Interrupt, LockMode, LockWait};
 pub use status::Status;
 pub use txn::{Isolation, Mark, ReadAs, Txn};
-pub use types::{Epoch, OpKind, Seqno, SstId, TreeId, WalPosition, full_key, tree_of};
+pub use types::{BranchId, Epoch, OpKind, Seqno, SstId, TreeId, WalPosition, full_key, tree_of};
 
 /// Parts that only `bench` measures by themselves. No promise goes with them.
 #[doc(hidden)]

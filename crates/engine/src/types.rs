@@ -18,6 +18,10 @@ pub struct Epoch(pub u64);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WalPosition(pub u64);
 
+/// A random name that a branch gets with its first manifest and keeps: data of another bucket is not mistaken for its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BranchId(pub [u8; 16]);
+
 /// Names one sst, for ever: the epoch of its writer and a count within it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SstId {

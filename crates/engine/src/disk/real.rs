@@ -169,10 +169,9 @@ impl DiskFile for RealFile {
         }
     }
     fn forget(&self, range: std::ops::Range<u64>) {
-        let length = std::num::NonZeroU64::new(range.end.saturating_sub(range.start));
-        if let (Some(length), Err(error)) =
-            (length, rustix::fs::fadvise(&self.file, range.start, length, Advice::DontNeed))
-        {
+        // No length would mean "to the end of the file".
+        let Some(length) = std::num::NonZeroU64::new(range.end.saturating_sub(range.start)) else { return };
+        if let Err(error) = rustix::fs::fadvise(&self.file, range.start, Some(length), Advice::DontNeed) {
             tracing::debug!(path = %self.path.display(), %error, "the kernel took no advice; nothing depends on it");
         }
     }

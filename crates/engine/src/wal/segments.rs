@@ -1,0 +1,146 @@
+//! The wal on the local disk: files of equal length that hold one stretch of the stream each.
+//!
+//! * A position maps to a file and an offset by arithmetic; records may run across files.
+//! * A file's space is allocated, its header and its name are durable, before a byte of the stream is meant for it. So
+//!   a full disk is found out while a commit can still be refused cleanly.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::format::{FILE_HEADER, Stream};
+use crate::{Disk, DiskError, DiskFile, Epoch, WalPosition};
+
+/// Where segment files are.
+pub(crate) const DIRECTORY: &str = "wal";
+
+/// The segment files of the wal being written.
+pub(crate) struct Segments {
+    disk: Arc<dyn Disk>,
+    stream: Stream,
+    segment_bytes: u64,
+    start: u64,
+    files: Mutex<BTreeMap<u64, Arc<dyn DiskFile>>>,
+}
+
+impl Segments {
+    /// No file yet; the first one will start at `start`.
+    pub(crate) fn new(disk: Arc<dyn Disk>, stream: Stream, segment_bytes: u64, start: WalPosition) -> Self {
+        Self { disk, stream, segment_bytes, start: start.0, files: Mutex::default() }
+    }
+
+    /// Adds the segment that starts at `first`, where the last one ends, and returns its end. On an error there is no
+    /// such file, or one that holds nothing.
+    pub(crate) fn extend(&self, first: u64) -> Result<u64, DiskError> {
+        assert_eq!((first - self.start) % self.segment_bytes, 0, "segments lie edge to edge");
+        let name = file_name(self.stream.epoch, first);
+        let made = self.make(&name, first);
+        match made {
+            Ok(file) => {
+                self.files.lock().insert(first, file);
+                Ok(first + self.segment_bytes)
+            }
+            Err(error) => {
+                // Gives the space back; what can't be removed now is removed by the next try.
+                if let Err(error) = self.disk.remove(&name) {
+                    tracing::debug!(%error, "half a wal segment stays behind, empty");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn make(&self, name: &str, first: u64) -> Result<Arc<dyn DiskFile>, DiskError> {
+        self.disk.remove(name)?;
+        let file = self.disk.create(name)?;
+        file.write_at(0, &self.stream.segment_header(WalPosition(first), self.segment_bytes))?;
+        file.allocate(FILE_HEADER as u64 + self.segment_bytes)?;
+        file.sync()?;
+        self.disk.sync_directory(DIRECTORY)?;
+        Ok(file)
+    }
+
+    /// Writes `bytes` at `position` and notes in `touched` which files need a sync.
+    pub(crate) fn write(
+        &self,
+        position: u64,
+        bytes: &[u8],
+        touched: &mut BTreeSet<u64>,
+    ) -> Result<(), DiskError> {
+        let mut done = 0;
+        for (first, range) in self.pieces(position..position + bytes.len() as u64) {
+            let length = (range.end - range.start) as usize;
+            self.file(first).write_at(FILE_HEADER as u64 + range.start, &bytes[done..done + length])?;
+            touched.insert(first);
+            done += length;
+        }
+        Ok(())
+    }
+
+    /// Makes the files in `touched` durable.
+    pub(crate) fn sync(&self, touched: &BTreeSet<u64>) -> Result<(), DiskError> {
+        touched.iter().try_for_each(|first| self.file(*first).sync())
+    }
+
+    /// The bytes of `range`, all of them written before and not trimmed.
+    pub(crate) fn read(&self, range: Range<u64>) -> Result<Vec<u8>, DiskError> {
+        let mut bytes = vec![0; (range.end - range.start) as usize];
+        let mut done = 0;
+        for (first, part) in self.pieces(range) {
+            let length = (part.end - part.start) as usize;
+            self.file(first).read_at(FILE_HEADER as u64 + part.start, &mut bytes[done..done + length])?;
+            done += length;
+        }
+        Ok(bytes)
+    }
+
+    /// Removes the files that lie wholly below `position`, the oldest first, and returns how many.
+    pub(crate) fn trim(&self, position: u64) -> Result<usize, DiskError> {
+        let mut removed = 0;
+        loop {
+            let oldest = self.files.lock().first_key_value().map(|(first, _)| *first);
+            let Some(first) = oldest.filter(|first| first + self.segment_bytes <= position) else { break };
+            self.disk.remove(&file_name(self.stream.epoch, first))?;
+            self.files.lock().remove(&first);
+            removed += 1;
+        }
+        if removed > 0 {
+            self.disk.sync_directory(DIRECTORY)?;
+        }
+        Ok(removed)
+    }
+
+    fn file(&self, first: u64) -> Arc<dyn DiskFile> {
+        Arc::clone(self.files.lock().get(&first).expect("positions are reserved only where there is a file"))
+    }
+
+    /// The parts of `range` by segment: where the segment starts, and offsets in it.
+    fn pieces(&self, range: Range<u64>) -> impl Iterator<Item = (u64, Range<u64>)> {
+        let (start, step) = (self.start, self.segment_bytes);
+        let mut at = range.start;
+        std::iter::from_fn(move || {
+            if at >= range.end {
+                return None;
+            }
+            let first = start + (at - start) / step * step;
+            let end = range.end.min(first + step);
+            let piece = (first, at - first..end - first);
+            at = end;
+            Some(piece)
+        })
+    }
+}
+
+/// The name of the segment of `epoch` that starts at `first`.
+pub(crate) fn file_name(epoch: Epoch, first: u64) -> String {
+    format!("{DIRECTORY}/{:016x}-{first:016x}", epoch.0)
+}
+
+/// Epoch and start of a segment's name.
+pub(crate) fn parse_file_name(name: &str) -> Option<(Epoch, u64)> {
+    let (epoch, first) = name.strip_prefix(DIRECTORY)?.strip_prefix('/')?.split_once('-')?;
+    let hex = |digits: &str| if digits.len() == 16 { u64::from_str_radix(digits, 16).ok() } else { None };
+    Some((Epoch(hex(epoch)?), hex(first)?))
+}
