@@ -631,3 +631,127 @@ fn hash(seed: u64, key: &[u8]) -> u64 {
     last[..rest.len()].copy_from_slice(rest);
     fold(hash ^ u64::from_le_bytes(last), 0xe703_7ed1_a0b4_28db)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::SystemClock;
+
+    const AT_ONCE: LockWait<'static> = LockWait::NOT_AT_ALL;
+
+    fn table() -> LockTable {
+        LockTable::new(5, Arc::new(SystemClock::default()), true)
+    }
+
+    fn try_lock(table: &LockTable, owner: &Arc<Owner>, key: &[u8], held: &mut Vec<Held>) -> Result<Granted> {
+        table.acquire(owner, key, LockMode::Exclusive, 0, &AT_ONCE, held)
+    }
+
+    #[test]
+    fn different_keys_never_conflict_however_many_share_a_shard() {
+        let table = table();
+        let owners = [Owner::new(1), Owner::new(2)];
+        let mut held = [Vec::new(), Vec::new()];
+        for n in 0..20_000_u64 {
+            let who = (n % 2) as usize;
+            let granted = try_lock(&table, &owners[who], &n.to_be_bytes(), &mut held[who]);
+            assert_eq!(granted.expect("its own key"), Granted::New);
+        }
+        assert_eq!(table.held(), 20_000);
+        for n in 0..20_000_u64 {
+            let other = ((n + 1) % 2) as usize;
+            let refused = try_lock(&table, &owners[other], &n.to_be_bytes(), &mut held[other]);
+            assert_eq!(refused.expect_err("held by the other").kind(), Kind::LockTimeout);
+        }
+        for who in 0..2 {
+            table.release_all(&owners[who], &mut held[who]);
+        }
+        assert_eq!(table.held(), 0);
+    }
+
+    #[test]
+    fn an_unlocked_key_is_free_and_the_rest_stay_locked() {
+        let table = table();
+        let (one, two) = (Owner::new(1), Owner::new(2));
+        let (mut held_one, mut held_two) = (Vec::new(), Vec::new());
+        for key in [b"a", b"b", b"c"] {
+            try_lock(&table, &one, key, &mut held_one).expect("free");
+        }
+        table.release(&one, b"b", &mut held_one);
+        table.release(&one, b"never locked", &mut held_one);
+        assert_eq!(try_lock(&table, &two, b"b", &mut held_two).expect("free again"), Granted::New);
+        assert!(try_lock(&table, &two, b"a", &mut held_two).is_err());
+        assert!(try_lock(&table, &two, b"c", &mut held_two).is_err());
+    }
+
+    #[test]
+    fn exclusive_sections_never_overlap_and_every_thread_gets_through_deadlocks_and_all() {
+        let table = table();
+        let inside: Vec<AtomicU64> = (0..4).map(|_| AtomicU64::new(0)).collect();
+        std::thread::scope(|scope| {
+            for id in 1..=6_u64 {
+                let (table, inside) = (&table, &inside);
+                scope.spawn(move || {
+                    let owner = Owner::new(id);
+                    let mut random = id;
+                    let mut done = 0;
+                    while done < 300 {
+                        let mut held = Vec::new();
+                        let mut mine = [None; 3];
+                        for place in &mut mine {
+                            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                            let key = (random >> 33) % 4;
+                            let shared = (random >> 40) % 3 == 0;
+                            let mode = if shared { LockMode::Shared } else { LockMode::Exclusive };
+                            let wait = LockWait { timeout: Duration::from_secs(60), interrupted: &|| false };
+                            match table.acquire(&owner, &key.to_be_bytes(), mode, done, &wait, &mut held) {
+                                Ok(_) if shared => {}
+                                Ok(_) => *place = Some(key as usize),
+                                Err(error) => {
+                                    assert_eq!(error.kind(), Kind::Deadlock);
+                                    break;
+                                }
+                            }
+                        }
+                        let mut keys: Vec<usize> = mine.iter().flatten().copied().collect();
+                        keys.sort_unstable();
+                        keys.dedup();
+                        for key in &keys {
+                            assert_eq!(inside[*key].swap(id, Ordering::SeqCst), 0, "two exclusive holders");
+                        }
+                        for key in &keys {
+                            assert_eq!(inside[*key].swap(0, Ordering::SeqCst), id, "two exclusive holders");
+                        }
+                        table.release_all(&owner, &mut held);
+                        done += 1;
+                    }
+                });
+            }
+        });
+        assert_eq!((table.held(), table.waiting()), (0, 0));
+    }
+
+    /// `cargo test --release -p engine speed_of_a_free_lock -- --ignored --nocapture`
+    #[test]
+    #[ignore = "a measurement"]
+    fn speed_of_a_free_lock() {
+        let table = table();
+        let owner = Owner::new(1);
+        let mut held = Vec::new();
+        let clock = SystemClock::default();
+        for batch in [1_u64, 10, 1000] {
+            let start = clock.now();
+            let rounds = 2_000_000 / batch;
+            for round in 0..rounds {
+                for n in 0..batch {
+                    let mut key = [0; 20];
+                    key[4..12].copy_from_slice(&(round * batch + n).wrapping_mul(0x9e37_79b9).to_be_bytes());
+                    try_lock(&table, &owner, &key, &mut held).expect("free");
+                }
+                table.release_all(&owner, &mut held);
+            }
+            let each = (clock.now() - start).as_nanos() as u64 / (rounds * batch);
+            println!("{batch} locks a transaction: {each} ns for each lock and unlock");
+        }
+    }
+}
