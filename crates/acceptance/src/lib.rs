@@ -3,6 +3,7 @@
 //! Never here: anything that links the engine. What these tests know, a user could know.
 #![allow(clippy::disallowed_methods, reason = "real processes run on real time")]
 
+pub mod company;
 pub mod oracle;
 pub mod server;
 
