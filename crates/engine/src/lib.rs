@@ -20,6 +20,7 @@ mod txn;
 mod types;
 mod version;
 mod wal;
+mod writeset;
 
 pub use clock::{Clock, SystemClock};
 pub use cursor::Cursor;
@@ -36,4 +37,5 @@ pub use types::{BranchId, Epoch, OpKind, Seqno, SstId, TreeId, WalPosition, full
 pub mod internals {
     pub use crate::memtable::{Memtable, MemtableIter};
     pub use crate::source::Source;
+    pub use crate::writeset::{WriteMark, WriteSet, WriteSetIter};
 }

@@ -17,6 +17,8 @@ use crate::{OpKind, Result, Seqno, TreeId};
 
 /// How far ahead records are fetched into the processor's cache while walking.
 const PREFETCH_RECORDS: usize = 6;
+/// Older versions of a key that are passed one by one before a seek is cheaper.
+const VERSIONS_STEPPED_MAX: usize = 16;
 
 /// A position in a memtable. All its calls take the memtable that it was first used with.
 struct Walk {
@@ -47,6 +49,61 @@ impl MemtableIter {
     #[inline]
     fn record(&self) -> Record<'_> {
         self.walk.record(&self.memtable)
+    }
+}
+
+/// For a write set, where the newest version of a key stands for all of them.
+impl MemtableIter {
+    /// Past all versions of the key it stands on.
+    pub(crate) fn next_key(&mut self) {
+        let from = self.walk.record(&self.memtable);
+        for _ in 0..VERSIONS_STEPPED_MAX {
+            self.walk.next(&self.memtable);
+            if self.walk.at >= self.walk.count || self.walk.record(&self.memtable).key() != from.key() {
+                return;
+            }
+        }
+        self.seek_past_key();
+    }
+
+    /// The same, not from the copied leaf but from what is there now.
+    pub(crate) fn seek_past_key(&mut self) {
+        let from = self.walk.record(&self.memtable);
+        self.walk.seek(&self.memtable, from.key(), Seqno(0));
+    }
+
+    /// To the newest version of the key before the one it stands on.
+    pub(crate) fn prev_key(&mut self) {
+        let from = self.walk.record(&self.memtable);
+        match self.walk.before_in_leaf(&self.memtable) {
+            Some(before) if before.key() != from.key() => self.walk.at -= 1,
+            _ => self.walk.seek_before(&self.memtable, from.key()),
+        }
+        self.newest_of_key();
+    }
+
+    /// The same, not from the copied leaf but from what is there now.
+    pub(crate) fn seek_before_key(&mut self) {
+        let from = self.walk.record(&self.memtable);
+        self.walk.seek_before(&self.memtable, from.key());
+        self.newest_of_key();
+    }
+
+    /// To the newest version of the key it stands on, if it stands on one.
+    pub(crate) fn newest_of_key(&mut self) {
+        if self.walk.at >= self.walk.count {
+            return;
+        }
+        let oldest = self.walk.record(&self.memtable);
+        match self.walk.before_in_leaf(&self.memtable) {
+            Some(before) if before.key() != oldest.key() => (),
+            _ => self.walk.seek(&self.memtable, oldest.key(), Seqno(u64::MAX)),
+        }
+    }
+
+    /// Stands on nothing in `memtable`, which may be the one it had.
+    pub(crate) fn change_to(&mut self, memtable: &Arc<Memtable>) {
+        (self.walk, self.memtable) = (Walk::new(self.walk.only), Arc::clone(memtable));
     }
 }
 
@@ -191,6 +248,12 @@ impl Walk {
             return;
         }
         self.skip_backward(memtable);
+    }
+
+    /// The record before the one it stands on, if that is in the copied leaf.
+    fn before_in_leaf<'a>(&self, memtable: &'a Memtable) -> Option<Record<'a>> {
+        let before = self.records[self.at.checked_sub(1)?]?;
+        Some(record(memtable, before))
     }
 
     /// From behind the last record of the copied leaf to the next record there is.

@@ -12,7 +12,9 @@ use super::*;
 use crate::full_key;
 use crate::source::Source;
 
-type Model = BTreeMap<(Vec<u8>, Reverse<Seqno>), (OpKind, Vec<u8>)>;
+type Version = (Vec<u8>, Reverse<Seqno>);
+type Op = (OpKind, Vec<u8>);
+type Model = BTreeMap<Version, Op>;
 type Entry = (Vec<u8>, Seqno, OpKind, Vec<u8>);
 
 fn shown(source: &impl Source) -> Option<Entry> {
@@ -37,7 +39,7 @@ fn backward(source: &mut impl Source) -> Vec<Entry> {
     all
 }
 
-fn entry((key, value): (&(Vec<u8>, Reverse<Seqno>), &(OpKind, Vec<u8>))) -> Entry {
+fn entry((key, value): (&Version, &Op)) -> Entry {
     (key.0.clone(), key.1.0, value.0, value.1.clone())
 }
 
@@ -232,7 +234,7 @@ fn under_many_threads_nothing_inserted_is_ever_missed() {
     let done: Arc<Vec<AtomicU64>> = Arc::new((0..WRITERS).map(|_| AtomicU64::new(0)).collect());
     // Neighbouring keys from different writers, half appended, half scattered, some trees made on the way.
     let key_of = |writer: u64, n: u64| {
-        let place = if n % 2 == 0 { n } else { n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20 };
+        let place = if n.is_multiple_of(2) { n } else { n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20 };
         full_key(
             TreeId(1 + (n % 64 / 48) as u32),
             &[place.to_be_bytes(), writer.to_be_bytes(), n.to_be_bytes()].concat(),

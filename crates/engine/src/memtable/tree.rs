@@ -451,10 +451,16 @@ fn prefix_at(key: &[u8], skip: usize) -> u64 {
     if let Some(bytes) = key.get(skip..skip + 8) {
         return u64::from_be_bytes(bytes.try_into().expect("eight bytes"));
     }
-    let rest = key.get(skip..).unwrap_or_default();
-    let mut bytes = [0; 8];
-    bytes[..rest.len()].copy_from_slice(rest);
-    u64::from_be_bytes(bytes)
+    let missing = (skip + 8).saturating_sub(key.len()) as u32;
+    match key.last_chunk() {
+        _ if missing >= 8 => 0,
+        Some(&last) => u64::from_be_bytes(last) << (missing * 8),
+        None => {
+            let mut bytes = [0; 8];
+            bytes[..key.len() - skip].copy_from_slice(&key[skip..]);
+            u64::from_be_bytes(bytes)
+        }
+    }
 }
 
 /// A version that counts changes; odd while someone changes what it guards.
@@ -472,7 +478,7 @@ impl Lock {
     #[inline]
     fn read(&self) -> u64 {
         let version = self.0.load(Ordering::Acquire);
-        if version % 2 == 0 { version } else { self.wait() }
+        if version.is_multiple_of(2) { version } else { self.wait() }
     }
 
     #[cold]
@@ -480,7 +486,7 @@ impl Lock {
         let mut spins = 0_u32;
         loop {
             let version = self.0.load(Ordering::Acquire);
-            if version % 2 == 0 {
+            if version.is_multiple_of(2) {
                 return version;
             }
             // The holder needs well under a microsecond, unless the scheduler took its core.
