@@ -2,6 +2,7 @@
 //!
 //! Never here: SQL, MariaDB, Raft.
 
+mod cache;
 mod clock;
 
 mod compaction;
@@ -15,7 +16,9 @@ mod locks;
 mod memtable;
 mod naive;
 mod source;
+mod sst;
 mod status;
+mod store;
 mod txn;
 mod types;
 mod version;

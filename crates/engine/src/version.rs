@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::limits::LEVELS;
+use crate::store::OpenSst;
 use crate::{Seqno, SstId, TreeId, tree_of};
 
 /// What the manifest knows of an sst. Immutable.
@@ -29,6 +30,8 @@ pub struct SstMeta {
     pub seqno_min: Seqno,
     /// Greatest seqno in it.
     pub seqno_max: Seqno,
+    /// The sst, once it was opened: readers reach it from the version without a lock or a hash.
+    pub opened: OpenSst,
 }
 
 /// Ssts sorted by key that do not overlap.
@@ -194,6 +197,7 @@ pub(crate) mod tests {
             last_key: full_key(TreeId(tree), last.as_bytes()).into(),
             seqno_min: Seqno(1),
             seqno_max: Seqno(100),
+            opened: Default::default(),
         })
     }
 

@@ -1,0 +1,221 @@
+//! Versions in order to the bytes of an sst.
+//!
+//! * Data blocks first, in order and without gaps; then for each partition its filter and its index; then top, summary
+//!   and footer, so that one read of the tail opens the sst.
+//! * An index key is at least the last key of its block and less than the first key of the next one, unless versions
+//!   of one key fill both.
+
+use bytes::Bytes;
+
+use super::block::BlockBuilder;
+use super::filter::{self, Filter};
+use super::format::{BlockKind, Compression, Footer, Handle, Sealer};
+use super::reader::SstSummary;
+use crate::limits::{BLOCK_BYTES, KEY_BYTES_MAX, VALUE_BYTES_MAX};
+use crate::version::SstMeta;
+use crate::{OpKind, Seqno, SstId};
+
+/// How an sst is laid out.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SstOptions {
+    /// How blocks are packed.
+    pub(crate) compression: Compression,
+    /// Decoded size that data and index blocks are cut at. Tests use small ones.
+    pub(crate) block_bytes: usize,
+    /// Size of the filters.
+    pub(crate) filter_bits_per_key: usize,
+}
+
+impl SstOptions {
+    /// What production uses: `compression` depends on the level.
+    pub(crate) fn new(compression: Compression) -> Self {
+        Self { compression, block_bytes: BLOCK_BYTES, filter_bits_per_key: 10 }
+    }
+}
+
+/// Builds one sst in memory.
+pub(crate) struct SstBuilder {
+    id: SstId,
+    options: SstOptions,
+    sealer: Sealer,
+    out: Vec<u8>,
+    decoded: Vec<u8>,
+    data: BlockBuilder,
+    index: BlockBuilder,
+    /// Hashes of the keys that the current partition's data blocks hold.
+    hashes: Vec<u64>,
+    partitions: Vec<Partition>,
+    summary: SstSummary,
+    last_seqno: Seqno,
+}
+
+struct Partition {
+    last_separator: Vec<u8>,
+    first_block: u32,
+    blocks: u32,
+    filter: Vec<u8>,
+    index: Vec<u8>,
+}
+
+impl SstBuilder {
+    /// An empty sst that will be called `id`.
+    pub(crate) fn new(id: SstId, options: SstOptions) -> Self {
+        Self {
+            id,
+            options,
+            sealer: Sealer::new(id, options.compression),
+            out: Vec::new(),
+            decoded: Vec::new(),
+            data: BlockBuilder::default(),
+            index: BlockBuilder::default(),
+            hashes: Vec::new(),
+            partitions: Vec::new(),
+            summary: SstSummary::default(),
+            last_seqno: Seqno(0),
+        }
+    }
+
+    /// Adds the next version: keys ascend, seqnos of one key descend.
+    ///
+    /// # Panics
+    /// If that order is broken or a limit of `limits` is passed: such an sst must never reach the bucket.
+    pub(crate) fn add(&mut self, full_key: &[u8], seqno: Seqno, kind: OpKind, value: &[u8]) {
+        let summary = &mut self.summary;
+        let fresh = summary.entries == 0 || full_key != &summary.last_key[..];
+        assert!(
+            summary.entries == 0 || full_key > &summary.last_key[..] || (!fresh && seqno < self.last_seqno),
+            "{}: a version out of order: {full_key:x?} at {seqno:?} after {:x?}",
+            self.id,
+            summary.last_key
+        );
+        assert!(full_key.len() <= KEY_BYTES_MAX + 4, "{}: a key of {} bytes", self.id, full_key.len());
+        assert!(value.len() <= VALUE_BYTES_MAX, "{}: a value of {} bytes", self.id, value.len());
+        summary.count(full_key, seqno, kind);
+        self.last_seqno = seqno;
+
+        let bytes = self.data.estimated_bytes() + BlockBuilder::cost_of(full_key, value);
+        if bytes > self.options.block_bytes && !self.data.is_empty() {
+            self.cut_data_block(Some(full_key));
+        }
+        if fresh || self.hashes.is_empty() {
+            self.hashes.push(filter::hash(full_key));
+        }
+        self.data.add(full_key, seqno, kind, value);
+    }
+
+    /// About how long the sst would be if it were finished now, before the block at hand is packed.
+    pub(crate) fn estimated_bytes(&self) -> u64 {
+        let partitions: usize = self.partitions.iter().map(|p| p.filter.len() + p.index.len()).sum();
+        let hashes = self.hashes.len() * self.options.filter_bits_per_key / 8;
+        (self.out.len() + self.data.estimated_bytes() + partitions + self.index.estimated_bytes() + hashes)
+            as u64
+    }
+
+    /// Whether nothing was added.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.summary.entries == 0
+    }
+
+    /// Full key of the version added last; empty at first.
+    pub(crate) fn last_key(&self) -> &[u8] {
+        &self.summary.last_key
+    }
+
+    /// What the manifest must know, and the object's bytes.
+    ///
+    /// # Panics
+    /// If nothing was added.
+    pub(crate) fn finish(mut self) -> (SstMeta, Bytes) {
+        assert!(!self.is_empty(), "{}: an sst without a version", self.id);
+        self.cut_data_block(None);
+        self.cut_partition();
+
+        let mut top = BlockBuilder::default();
+        for partition in std::mem::take(&mut self.partitions) {
+            let filter = self.sealer.seal(&mut self.out, BlockKind::Filter, &partition.filter);
+            let index = self.sealer.seal(&mut self.out, BlockKind::Index, &partition.index);
+            let mut entry = Vec::with_capacity(2 * Handle::ENCODED_BYTES + 8);
+            filter.encode(&mut entry);
+            index.encode(&mut entry);
+            entry.extend_from_slice(&partition.first_block.to_le_bytes());
+            entry.extend_from_slice(&partition.blocks.to_le_bytes());
+            top.add(&partition.last_separator, Seqno(0), OpKind::Put, &entry);
+        }
+        top.finish(&mut self.decoded);
+        let top = self.sealer.seal(&mut self.out, BlockKind::Top, &self.decoded);
+        let summary = self.sealer.seal(&mut self.out, BlockKind::Summary, &self.summary.encode());
+        Footer { top, summary }.encode(self.id, &mut self.out);
+        let meta = self.summary.into_meta(self.id, self.out.len() as u64);
+        (meta, Bytes::from(self.out))
+    }
+
+    /// Seals the data block at hand and gives it its place in the index; `next` is the key that follows it.
+    fn cut_data_block(&mut self, next: Option<&[u8]>) {
+        let last = self.data.last_key().expect("only blocks with a version are cut");
+        let separator = next.map_or_else(|| last.to_vec(), |next| separator(last, next));
+        self.data.finish(&mut self.decoded);
+        let handle = self.sealer.seal(&mut self.out, BlockKind::Data, &self.decoded);
+        self.summary.blocks += 1;
+        let mut entry = Vec::with_capacity(Handle::ENCODED_BYTES);
+        handle.encode(&mut entry);
+        self.index.add(&separator, Seqno(0), OpKind::Put, &entry);
+        if self.index.estimated_bytes() >= self.options.block_bytes {
+            self.cut_partition();
+        }
+    }
+
+    fn cut_partition(&mut self) {
+        let Some(last_separator) = self.index.last_key().map(<[u8]>::to_vec) else { return };
+        let mut index = Vec::new();
+        self.index.finish(&mut index);
+        let filter = Filter::build(&self.hashes, self.options.filter_bits_per_key);
+        self.hashes.clear();
+        let first_block = self.partitions.last().map_or(0, |p| p.first_block + p.blocks);
+        let blocks = self.summary.blocks - first_block;
+        self.partitions.push(Partition { last_separator, first_block, blocks, filter, index });
+    }
+}
+
+/// A short key in `last..next`, or `last` itself.
+fn separator(last: &[u8], next: &[u8]) -> Vec<u8> {
+    let shared = last.iter().zip(next).take_while(|(a, b)| a == b).count();
+    // Raise the first byte after the difference that can be raised: still below `next`, which differs before it,
+    // or at the difference itself if that leaves room.
+    for (at, &byte) in last.iter().enumerate().skip(shared) {
+        let room = if at == shared { next.get(at).copied().unwrap_or(0) } else { u8::MAX };
+        let raised = byte.saturating_add(1);
+        if (at == shared && raised < room) || (at > shared && byte < u8::MAX) {
+            let mut short = last[..at].to_vec();
+            short.push(raised);
+            return if short.len() < last.len() { short } else { last.to_vec() };
+        }
+    }
+    last.to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::separator;
+
+    proptest! {
+        #[test]
+        fn a_separator_lies_between_its_neighbours(
+            a in prop::collection::vec(prop::sample::select(vec![0u8, 1, 2, 254, 255]), 0..6),
+            b in prop::collection::vec(prop::sample::select(vec![0u8, 1, 2, 254, 255]), 0..6),
+        ) {
+            let (last, next) = if a <= b { (a, b) } else { (b, a) };
+            let short = separator(&last, &next);
+            prop_assert!(last <= short && (short < next || (last == next && short == next)), "{short:?}");
+            prop_assert!(short.len() <= last.len());
+        }
+    }
+
+    #[test]
+    fn a_separator_is_short() {
+        assert_eq!(separator(b"apple pie", b"banana"), b"aq");
+        assert_eq!(separator(b"apple pie", b"cherry"), b"b");
+        assert_eq!(separator(b"same", b"same"), b"same");
+    }
+}

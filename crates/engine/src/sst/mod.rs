@@ -1,0 +1,19 @@
+//! Sorted versions to immutable bytes, and back. Read the modules in this order.
+//!
+//! Never here: levels, the bucket, clocks, threads. Bytes arrive from a [`ByteSource`](crate::store::ByteSource) or as
+//! slices. The bytes themselves are described in `docs/formats/sst.md`.
+
+mod block;
+mod builder;
+mod filter;
+pub(crate) mod format;
+mod iter;
+mod reader;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use builder::{SstBuilder, SstOptions};
+pub(crate) use filter::{Filter, hash};
+pub(crate) use format::Compression;
+pub(crate) use iter::{LevelIter, SstIter, estimate};
+pub(crate) use reader::{Found, Purpose, Sst, find_in_run, verify};

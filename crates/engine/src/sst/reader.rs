@@ -1,0 +1,599 @@
+//! An open sst: its top index in memory, everything else fetched when wanted and kept in the block cache.
+//!
+//! * Every block that arrives from outside memory has its checksum verified; a wrong one is fetched once more from
+//!   where the truth is, and only then is the sst [`Kind::Corrupt`].
+//! * A lookup of a cached key takes no lock and allocates nothing.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::block::{Block, Row};
+use super::filter::{self, Filter};
+use super::format::{BlockKind, Footer, Handle, check_seal, unseal};
+use crate::cache::{BlockCache, Held, Slots};
+use crate::store::ByteSource;
+use crate::version::SstMeta;
+use crate::{Error, Kind, OpKind, Result, Seqno, SstId};
+
+/// The tail that is fetched at once when an sst is opened: footer, summary and, mostly, the top index.
+const TAIL_BYTES: u64 = 16 * 1024;
+/// Windows of sequential reads grow from the first to the second.
+const WINDOW_BYTES_MIN: u64 = 256 * 1024;
+const WINDOW_BYTES_MAX: u64 = 4 << 20;
+
+/// Why blocks are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// For a query: blocks are cached; sequential reads fetch ahead once they are seen to be sequential.
+    Query,
+    /// For a compaction: all of the sst is read once, in large pieces; nothing is cached.
+    Compaction,
+}
+
+/// An immutable sst that is open for reading.
+pub(crate) struct Sst {
+    id: SstId,
+    entries: u64,
+    blocks: u32,
+    /// Bytes of data blocks; they start at 0.
+    data_bytes: u64,
+    top: Block,
+    partitions: Box<[Partition]>,
+    slots: Arc<Slots<PartitionBody, Block>>,
+    cache: Arc<BlockCache>,
+    source: ByteSource,
+}
+
+#[derive(Clone, Copy)]
+struct Partition {
+    filter: Handle,
+    index: Handle,
+    first_block: u32,
+    blocks: u32,
+}
+
+/// A loaded partition: they lie side by side and are fetched together.
+pub(crate) struct PartitionBody {
+    filter: Filter,
+    pub(super) index: Block,
+}
+
+/// A version that was found; keeps its block in memory.
+pub(crate) struct Found {
+    block: Arc<Held<Block>>,
+    row: Row,
+}
+
+impl Found {
+    /// What the version says.
+    pub(crate) fn kind(&self) -> OpKind {
+        self.row.kind
+    }
+    /// When it was committed.
+    pub(crate) fn seqno(&self) -> Seqno {
+        self.row.seqno
+    }
+    /// Its value; empty for a deletion.
+    pub(crate) fn value(&self) -> &[u8] {
+        self.block.value(&self.row)
+    }
+}
+
+/// The ssts of a run do not overlap: the one that may hold `full_key`.
+#[inline]
+pub(crate) fn find_in_run<'a>(run: &'a [Arc<SstMeta>], full_key: &[u8]) -> Option<&'a Arc<SstMeta>> {
+    let at = run.partition_point(|meta| &meta.last_key[..] < full_key);
+    run.get(at).filter(|meta| &meta.first_key[..] <= full_key)
+}
+
+impl Sst {
+    /// Opens the sst that the manifest calls `meta`.
+    ///
+    /// [`Kind::Corrupt`] if `source` holds something else or is damaged, [`Kind::BadRequest`] if its format version is
+    /// unknown.
+    pub(crate) fn open(meta: &SstMeta, source: ByteSource, cache: &Arc<BlockCache>) -> Result<Self> {
+        let opened = match Tail::read(meta, &source) {
+            Err(error) if error.kind() == Kind::Corrupt && source.distrust(0..meta.bytes) => {
+                tracing::warn!(sst = %meta.id, %error, "a local copy is damaged; reading the bucket's");
+                Tail::read(meta, &source)
+            }
+            answer => answer,
+        };
+        let Tail { top, partitions, blocks, data_bytes } = opened?;
+        let slots = Slots::new(cache, partitions.iter().map(|partition| partition.blocks));
+        let cache = Arc::clone(cache);
+        Ok(Self {
+            id: meta.id,
+            entries: meta.entries,
+            blocks,
+            data_bytes,
+            top,
+            partitions,
+            slots,
+            cache,
+            source,
+        })
+    }
+
+    /// Its name.
+    pub(crate) fn id(&self) -> SstId {
+        self.id
+    }
+
+    /// The newest version of `full_key` that is not newer than `at`.
+    pub(crate) fn get(&self, full_key: &[u8], at: Seqno) -> Result<Option<Found>> {
+        self.get_hashed(full_key, filter::hash(full_key), at)
+    }
+
+    /// The same for a caller who asks several ssts: `hash` is [`filter::hash`] of the key.
+    pub(crate) fn get_hashed(&self, full_key: &[u8], hash: u64, at: Seqno) -> Result<Option<Found>> {
+        let partition = self.top.lower_bound(full_key, Seqno(u64::MAX));
+        if partition == self.partitions.len() {
+            return Ok(None);
+        }
+        let place = self.with_partition(partition, |body| {
+            if !body.filter.may_contain(hash) {
+                return None;
+            }
+            let block = body.index.lower_bound(full_key, Seqno(u64::MAX));
+            (block < body.index.rows()).then(|| (block, handle_at(&body.index, block)))
+        })?;
+        let Some((number, handle)) = place else { return Ok(None) };
+        let block = self.block(partition, number, handle)?;
+        let row = block.lower_bound(full_key, at);
+        if row < block.rows() {
+            return Ok(found(block, row, full_key));
+        }
+        if block.key(&block.row(row - 1)) != full_key {
+            return Ok(None);
+        }
+        self.get_from_next_block(partition, number, full_key, at)
+    }
+
+    /// Every version in that block was too new, and older ones may follow in the next one.
+    #[cold]
+    fn get_from_next_block(
+        &self,
+        partition: usize,
+        block: usize,
+        full_key: &[u8],
+        at: Seqno,
+    ) -> Result<Option<Found>> {
+        let (mut partition, mut block) = (partition, block + 1);
+        loop {
+            if block == self.partitions[partition].blocks as usize {
+                (partition, block) = (partition + 1, 0);
+                if partition == self.partitions.len() {
+                    return Ok(None);
+                }
+            }
+            let handle = self.with_partition(partition, |body| handle_at(&body.index, block))?;
+            let data = self.block(partition, block, handle)?;
+            let row = data.lower_bound(full_key, at);
+            if row < data.rows() {
+                return Ok(found(data, row, full_key));
+            }
+            block += 1;
+        }
+    }
+
+    /// About how many versions sort before `full_key`, from the index alone, and how many bytes they take.
+    pub(crate) fn rank(&self, full_key: &[u8]) -> Result<Rank> {
+        let partition = self.top.lower_bound(full_key, Seqno(u64::MAX));
+        if partition == self.partitions.len() {
+            return Ok(Rank { block: self.blocks, entries: self.entries, bytes: self.data_bytes });
+        }
+        let (block, handle) = self.with_partition(partition, |body| {
+            let block = body.index.lower_bound(full_key, Seqno(u64::MAX)).min(body.index.rows() - 1);
+            (block, handle_at(&body.index, block))
+        })?;
+        let number = self.partitions[partition].first_block + block as u32;
+        let entries = self.entries as u128 * u128::from(number) / u128::from(self.blocks);
+        Ok(Rank { block: number, entries: entries as u64, bytes: handle.offset })
+    }
+
+    pub(super) fn partitions(&self) -> usize {
+        self.partitions.len()
+    }
+
+    pub(super) fn data_bytes(&self) -> u64 {
+        self.data_bytes
+    }
+
+    pub(super) fn top(&self) -> &Block {
+        &self.top
+    }
+
+    /// A partition to hold on to.
+    pub(super) fn partition(&self, partition: usize) -> Result<Arc<Held<PartitionBody>>> {
+        match &*self.slots.partition(partition).look() {
+            Some(body) => Ok(Arc::clone(body)),
+            None => self.fetch_partition(partition),
+        }
+    }
+
+    /// Lets `f` see a partition, without touching its reference count when it is cached.
+    #[inline]
+    fn with_partition<R>(&self, partition: usize, f: impl FnOnce(&PartitionBody) -> R) -> Result<R> {
+        if let Some(body) = &*self.slots.partition(partition).look() {
+            return Ok(f(body));
+        }
+        Ok(f(&*self.fetch_partition(partition)?))
+    }
+
+    #[cold]
+    fn fetch_partition(&self, number: usize) -> Result<Arc<Held<PartitionBody>>> {
+        let partition = self.partitions[number];
+        let range = partition.filter.offset..partition.index.range().end;
+        let body = self.verified(range.clone(), None, |stored| {
+            let (filter, index) = stored.split_at(partition.filter.bytes as usize);
+            let filter = unseal(self.id, partition.filter.offset, BlockKind::Filter, filter)?;
+            let index = unseal(self.id, partition.index.offset, BlockKind::Index, index)?;
+            let (filter, index) = (Filter::decode(filter)?, Block::decode(index)?);
+            self.check_index(&index, partition)?;
+            Ok(PartitionBody { filter, index })
+        })?;
+        let bytes = body.filter.bytes() + body.index.bytes();
+        Ok(self.slots.keep_partition(number, body, bytes))
+    }
+
+    /// So that no handle in it can lead astray.
+    fn check_index(&self, index: &Block, partition: Partition) -> Result<()> {
+        let wrong =
+            || Error::corrupt(format!("{}: index at {} does not add up", self.id, partition.index.offset));
+        if index.rows() != partition.blocks as usize {
+            return Err(wrong());
+        }
+        for row in 0..index.rows() {
+            let handle = Handle::decode(index.value(&index.row(row))).ok_or_else(wrong)?;
+            if handle.offset.checked_add(handle.bytes.into()).is_none_or(|end| end > self.data_bytes) {
+                return Err(wrong());
+            }
+        }
+        Ok(())
+    }
+
+    /// A data block, from the cache or fetched into it.
+    #[inline]
+    fn block(&self, partition: usize, block: usize, handle: Handle) -> Result<Arc<Held<Block>>> {
+        if let Some(held) = &*self.slots.block(partition, block).look() {
+            self.cache.count_hit();
+            return Ok(Arc::clone(held));
+        }
+        self.fetch_block(partition, block, handle, None)
+    }
+
+    /// The same for an iterator, which reads windows.
+    pub(super) fn block_in_window(
+        &self,
+        partition: usize,
+        block: usize,
+        handle: Handle,
+        purpose: Purpose,
+        window: &mut Window,
+    ) -> Result<Arc<Held<Block>>> {
+        let slot = self.slots.block(partition, block);
+        match purpose {
+            Purpose::Query => {
+                if let Some(held) = &*slot.look() {
+                    self.cache.count_hit();
+                    window.pass(handle);
+                    return Ok(Arc::clone(held));
+                }
+                self.fetch_block(partition, block, handle, Some(window))
+            }
+            Purpose::Compaction => match slot.peek() {
+                Some(held) => Ok(held),
+                None => {
+                    let data = self.decoded_block(handle, Some(window))?;
+                    let bytes = data.bytes();
+                    Ok(Slots::<PartitionBody, Block>::unkept(data, bytes))
+                }
+            },
+        }
+    }
+
+    #[cold]
+    fn fetch_block(
+        &self,
+        partition: usize,
+        block: usize,
+        handle: Handle,
+        window: Option<&mut Window>,
+    ) -> Result<Arc<Held<Block>>> {
+        self.cache.count_miss();
+        let data = self.decoded_block(handle, window)?;
+        let bytes = data.bytes();
+        Ok(self.slots.keep_block(partition, block, data, bytes))
+    }
+
+    fn decoded_block(&self, handle: Handle, window: Option<&mut Window>) -> Result<Block> {
+        self.verified(handle.range(), window, |stored| {
+            Block::decode(unseal(self.id, handle.offset, BlockKind::Data, stored)?)
+        })
+    }
+
+    /// Fetches `range` and decodes it; what does not verify is fetched again past every local copy.
+    fn verified<T>(
+        &self,
+        range: Range<u64>,
+        window: Option<&mut Window>,
+        decode: impl Fn(&[u8]) -> Result<T>,
+    ) -> Result<T> {
+        let stored = match window {
+            Some(window) => window.read(&self.source, range.clone(), self.data_bytes)?,
+            None => self.source.read(range.clone())?,
+        };
+        match decode(&stored) {
+            Err(error) if error.kind() == Kind::Corrupt && self.source.distrust(range.clone()) => {
+                tracing::warn!(sst = %self.id, %error, "a local copy is damaged; reading the bucket's");
+                decode(&self.source.read(range)?)
+            }
+            answer => answer,
+        }
+    }
+}
+
+/// What [`Sst::rank`] found: the block a key would be in, and what lies before that block.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rank {
+    pub(crate) block: u32,
+    pub(crate) entries: u64,
+    pub(crate) bytes: u64,
+}
+
+/// What the end of an sst says, checked.
+struct Tail {
+    top: Block,
+    partitions: Box<[Partition]>,
+    blocks: u32,
+    data_bytes: u64,
+}
+
+impl Tail {
+    fn read(meta: &SstMeta, source: &ByteSource) -> Result<Self> {
+        let id = meta.id;
+        let wrong = |what: &str| Error::corrupt(format!("{id}: {what}"));
+        let start = meta.bytes.saturating_sub(TAIL_BYTES);
+        let tail = source.read(start..meta.bytes)?;
+        let footer = Footer::decode(id, meta.bytes, &tail)?;
+        let fetch = |handle: Handle| -> Result<Bytes> {
+            let end = handle.offset.checked_add(handle.bytes.into()).filter(|&end| end <= meta.bytes);
+            let end = end.ok_or_else(|| wrong("its footer points past its end"))?;
+            match handle.offset.checked_sub(start) {
+                Some(from) => Ok(tail.slice(from as usize..(end - start) as usize)),
+                None => source.read(handle.offset..end),
+            }
+        };
+        let summary = unseal(id, footer.summary.offset, BlockKind::Summary, &fetch(footer.summary)?)?;
+        let summary = SstSummary::decode(&summary).ok_or_else(|| wrong("its summary does not add up"))?;
+        let blocks = summary.blocks;
+        if summary.into_meta(id, meta.bytes) != *meta {
+            return Err(wrong("its summary is not what the manifest says of it"));
+        }
+        let top = Block::decode(unseal(id, footer.top.offset, BlockKind::Top, &fetch(footer.top)?)?)?;
+        let partitions: Option<Box<[Partition]>> =
+            (0..top.rows()).map(|row| Partition::decode(top.value(&top.row(row)))).collect();
+        let partitions = partitions.ok_or_else(|| wrong("its top index does not add up"))?;
+        let data_bytes = partitions.first().map_or(0, |partition| partition.filter.offset);
+        let (mut at, mut block) = (data_bytes, 0u32);
+        for partition in &partitions {
+            let in_place = partition.filter.offset == at
+                && partition.index.offset == partition.filter.range().end
+                && partition.first_block == block
+                && partition.blocks > 0;
+            if !in_place {
+                return Err(wrong("its top index does not add up"));
+            }
+            at = partition.index.range().end;
+            block = block.saturating_add(partition.blocks);
+        }
+        if at != footer.top.offset || block != blocks {
+            return Err(wrong("its top index does not add up"));
+        }
+        Ok(Self { top, partitions, blocks, data_bytes })
+    }
+}
+
+impl Partition {
+    fn decode(entry: &[u8]) -> Option<Self> {
+        let filter = Handle::decode(entry)?;
+        let index = Handle::decode(entry.get(Handle::ENCODED_BYTES..)?)?;
+        let (first_block, rest) = entry.get(2 * Handle::ENCODED_BYTES..)?.split_first_chunk()?;
+        let (blocks, _) = rest.split_first_chunk()?;
+        filter.offset.checked_add(filter.bytes.into())?;
+        index.offset.checked_add(index.bytes.into())?;
+        Some(Self {
+            filter,
+            index,
+            first_block: u32::from_le_bytes(*first_block),
+            blocks: u32::from_le_bytes(*blocks),
+        })
+    }
+}
+
+/// The handle in a row of an index that `check_index` accepted.
+#[inline]
+pub(super) fn handle_at(index: &Block, row: usize) -> Handle {
+    Handle::decode(index.value(&index.row(row))).expect("checked when the partition was loaded")
+}
+
+#[inline]
+fn found(block: Arc<Held<Block>>, row: usize, full_key: &[u8]) -> Option<Found> {
+    let row = block.row(row);
+    if block.key(&row) != full_key {
+        return None;
+    }
+    Some(Found { block, row })
+}
+
+/// Counts and key range of an sst, kept in it so that it can be checked against the manifest, and inspected without.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct SstSummary {
+    pub(crate) entries: u64,
+    pub(crate) tombstones: u64,
+    pub(crate) seqno_min: Seqno,
+    pub(crate) seqno_max: Seqno,
+    pub(crate) blocks: u32,
+    pub(crate) first_key: Vec<u8>,
+    pub(crate) last_key: Vec<u8>,
+}
+
+impl SstSummary {
+    pub(super) fn count(&mut self, full_key: &[u8], seqno: Seqno, kind: OpKind) {
+        if self.entries == 0 {
+            self.first_key = full_key.to_vec();
+            self.seqno_min = seqno;
+        }
+        self.entries += 1;
+        self.tombstones += u64::from(kind == OpKind::Delete);
+        self.seqno_min = self.seqno_min.min(seqno);
+        self.seqno_max = self.seqno_max.max(seqno);
+        self.last_key.clear();
+        self.last_key.extend_from_slice(full_key);
+    }
+
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(44 + self.first_key.len() + self.last_key.len());
+        for number in [self.entries, self.tombstones, self.seqno_min.0, self.seqno_max.0] {
+            out.extend_from_slice(&number.to_le_bytes());
+        }
+        out.extend_from_slice(&self.blocks.to_le_bytes());
+        for key in [&self.first_key, &self.last_key] {
+            out.extend_from_slice(&(key.len() as u32).to_le_bytes());
+            out.extend_from_slice(key);
+        }
+        out
+    }
+
+    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
+        fn number<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
+            let (number, rest) = bytes.split_first_chunk()?;
+            *bytes = rest;
+            Some(*number)
+        }
+        fn key(bytes: &mut &[u8]) -> Option<Vec<u8>> {
+            let length = u32::from_le_bytes(number(bytes)?) as usize;
+            let (key, rest) = bytes.split_at_checked(length)?;
+            *bytes = rest;
+            Some(key.to_vec())
+        }
+        let rest = &mut &bytes[..];
+        Some(Self {
+            entries: u64::from_le_bytes(number(rest)?),
+            tombstones: u64::from_le_bytes(number(rest)?),
+            seqno_min: Seqno(u64::from_le_bytes(number(rest)?)),
+            seqno_max: Seqno(u64::from_le_bytes(number(rest)?)),
+            blocks: u32::from_le_bytes(number(rest)?),
+            first_key: key(rest)?,
+            last_key: key(rest)?,
+        })
+    }
+
+    /// What the manifest says of an sst with this summary.
+    pub(crate) fn into_meta(self, id: SstId, bytes: u64) -> SstMeta {
+        SstMeta {
+            id,
+            bytes,
+            entries: self.entries,
+            tombstones: self.tombstones,
+            first_key: self.first_key.into_boxed_slice(),
+            last_key: self.last_key.into_boxed_slice(),
+            seqno_min: self.seqno_min,
+            seqno_max: self.seqno_max,
+            opened: Default::default(),
+        }
+    }
+}
+
+/// The piece of an sst that an iterator has fetched ahead.
+pub(super) struct Window {
+    start: u64,
+    bytes: Bytes,
+    /// How much was fetched ahead last; 0: the reads did not look sequential.
+    ahead: u64,
+    /// Where the block read last starts and ends.
+    last: Option<Range<u64>>,
+    eager: bool,
+}
+
+impl Window {
+    pub(super) fn new(purpose: Purpose) -> Self {
+        Self { start: 0, bytes: Bytes::new(), ahead: 0, last: None, eager: purpose == Purpose::Compaction }
+    }
+
+    /// For the sst that follows in a run: bytes are dropped, the pace is kept.
+    pub(super) fn carry_over(&mut self, data_bytes: u64, forward: bool) {
+        self.bytes = Bytes::new();
+        if self.last.is_some() {
+            self.last = Some(if forward { 0..0 } else { data_bytes..data_bytes });
+        }
+    }
+
+    /// A block was found in the cache.
+    fn pass(&mut self, handle: Handle) {
+        self.last = Some(handle.range());
+    }
+
+    fn read(&mut self, source: &ByteSource, range: Range<u64>, data_bytes: u64) -> Result<Bytes> {
+        let last = self.last.replace(range.clone());
+        let within = |window: &Self| {
+            let from = range.start.checked_sub(window.start)? as usize;
+            let to = from + (range.end - range.start) as usize;
+            (to <= window.bytes.len()).then(|| window.bytes.slice(from..to))
+        };
+        if let Some(bytes) = within(self) {
+            return Ok(bytes);
+        }
+        let forward = self.eager || last.as_ref().is_some_and(|last| last.end == range.start);
+        let backward = !forward && last.is_some_and(|last| last.start == range.end);
+        if !forward && !backward {
+            self.ahead = 0;
+            self.bytes = Bytes::new();
+            return source.read(range);
+        }
+        let most = if self.eager { WINDOW_BYTES_MAX } else { self.ahead * 2 };
+        self.ahead = most.clamp(WINDOW_BYTES_MIN, WINDOW_BYTES_MAX);
+        let wide = if forward {
+            range.start..(range.start + self.ahead).min(data_bytes).max(range.end)
+        } else {
+            range.end.saturating_sub(self.ahead).min(range.start)..range.end
+        };
+        self.bytes = source.read(wide.clone())?;
+        self.start = wide.start;
+        within(self).ok_or_else(|| Error::new(Kind::Bug, "a window without the block it was fetched for"))
+    }
+}
+
+/// Checks every checksum in `bytes`, which should be the sst that the manifest calls `meta`.
+pub(crate) fn verify(meta: &SstMeta, bytes: &Bytes) -> Result<()> {
+    let id = meta.id;
+    if bytes.len() as u64 != meta.bytes {
+        return Err(Error::corrupt(format!(
+            "{id}: {} bytes where the manifest says {}",
+            bytes.len(),
+            meta.bytes
+        )));
+    }
+    let source = ByteSource::Memory(bytes.clone());
+    let cache = BlockCache::new(0);
+    let sst = Sst::open(meta, source, &cache)?;
+    let mut at = 0;
+    for partition in 0..sst.partitions() {
+        let body = sst.partition(partition)?;
+        for block in 0..body.index.rows() {
+            let handle = handle_at(&body.index, block);
+            if handle.offset != at {
+                return Err(Error::corrupt(format!("{id}: a gap at {at}")));
+            }
+            at = handle.range().end;
+            check_seal(id, handle.offset, BlockKind::Data, &bytes[handle.offset as usize..at as usize])?;
+        }
+    }
+    if at != sst.data_bytes {
+        return Err(Error::corrupt(format!("{id}: a gap at {at}")));
+    }
+    Ok(())
+}

@@ -1,0 +1,308 @@
+//! Ssts against a sorted list, whole and damaged.
+
+use std::cmp::Reverse;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use proptest::prelude::*;
+
+use super::*;
+use crate::cache::BlockCache;
+use crate::source::Source;
+use crate::store::ByteSource;
+use crate::version::SstMeta;
+use crate::{Epoch, Kind, OpKind, Result, Seqno, SstId};
+
+const ID: SstId = SstId { epoch: Epoch(2), counter: 5 };
+
+/// Key, seqno, kind, value.
+pub(crate) type Version = (Vec<u8>, Seqno, OpKind, Vec<u8>);
+
+fn order(version: &Version) -> (&[u8], Reverse<Seqno>) {
+    (&version.0, Reverse(version.1))
+}
+
+fn small(compression: Compression) -> SstOptions {
+    SstOptions { block_bytes: 200, ..SstOptions::new(compression) }
+}
+
+fn built(versions: &[Version], options: SstOptions) -> (SstMeta, Bytes) {
+    let mut builder = SstBuilder::new(ID, options);
+    for (key, seqno, kind, value) in versions {
+        builder.add(key, *seqno, *kind, value);
+    }
+    let estimate = builder.estimated_bytes();
+    let (meta, bytes) = builder.finish();
+    if options.compression == Compression::None {
+        let differs = estimate.abs_diff(meta.bytes);
+        assert!(differs < meta.bytes / 4 + 1500, "estimated {estimate}, is {}", meta.bytes);
+    }
+    (meta, bytes)
+}
+
+fn open(meta: &SstMeta, bytes: Bytes, cache_bytes: usize) -> Result<Arc<Sst>> {
+    Ok(Arc::new(Sst::open(meta, ByteSource::Memory(bytes), &BlockCache::new(cache_bytes))?))
+}
+
+fn standing(iter: &impl Source) -> Option<Version> {
+    iter.valid().then(|| (iter.key().to_vec(), iter.seqno(), iter.kind(), iter.value().to_vec()))
+}
+
+fn versions(max: usize) -> impl Strategy<Value = Vec<Version>> {
+    let key = (0..4u32, 0..60u64, 0..3usize).prop_map(|(tree, number, tail)| {
+        [&tree.to_be_bytes()[..], &number.to_be_bytes(), &b"\0\xff"[..tail.min(2)]].concat()
+    });
+    let value = prop_oneof![
+        prop::collection::vec(any::<u8>(), 0..40),
+        (0..600usize, any::<u8>()).prop_map(|(len, byte)| vec![byte; len])
+    ];
+    let version = (key, 0..30u64, any::<bool>(), value).prop_map(|(key, seqno, put, value)| {
+        let (kind, value) = if put { (OpKind::Put, value) } else { (OpKind::Delete, vec![]) };
+        (key, Seqno(seqno), kind, value)
+    });
+    prop::collection::vec(version, 1..max).prop_map(|mut versions| {
+        versions.sort_by(|a, b| order(a).cmp(&order(b)));
+        versions.dedup_by(|a, b| order(a) == order(b));
+        versions
+    })
+}
+
+fn compression() -> impl Strategy<Value = Compression> {
+    prop::sample::select(vec![Compression::None, Compression::Lz4, Compression::Zstd])
+}
+
+proptest! {
+    #[test]
+    fn gets_see_the_newest_version_that_is_old_enough(
+        versions in versions(300), probes in versions(60), compression in compression(), cache in 0..40_000usize
+    ) {
+        let (meta, bytes) = built(&versions, small(compression));
+        let sst = open(&meta, bytes, cache).unwrap();
+        for (key, seqno, ..) in probes.iter().chain(&versions) {
+            for at in [*seqno, Seqno(seqno.0 + 1), Seqno(u64::MAX)] {
+                let expected = versions.iter().find(|version| version.0 == *key && version.1 <= at);
+                let found = sst.get(key, at).unwrap();
+                let found = found.map(|found| (key.clone(), found.seqno(), found.kind(), found.value().to_vec()));
+                prop_assert_eq!(found.as_ref(), expected);
+            }
+        }
+    }
+
+    #[test]
+    fn an_iterator_stands_where_a_sorted_list_says(
+        versions in versions(300), compression in compression(), cache in 0..40_000usize,
+        purpose in prop::sample::select(vec![Purpose::Query, Purpose::Compaction]),
+        walk in prop::collection::vec((0..8u8, any::<prop::sample::Index>(), 0..31u64, 0..3usize), 1..60),
+    ) {
+        let (meta, bytes) = built(&versions, small(compression));
+        let mut iter = SstIter::new(open(&meta, bytes, cache).unwrap(), purpose);
+        let mut model: Option<usize> = None;
+        for (step, probe, seqno, tail) in walk {
+            let key = [&probe.get(&versions).0[..], &b"\0\0"[..tail]].concat();
+            match step {
+                0 | 1 => {
+                    iter.seek(&key, Seqno(seqno)).unwrap();
+                    model = Some(versions.partition_point(|v| order(v) < (&key, Reverse(Seqno(seqno)))));
+                }
+                2 => {
+                    iter.seek_before(&key).unwrap();
+                    model = versions.partition_point(|v| v.0 < key).checked_sub(1);
+                }
+                3 => {
+                    iter.seek_first().unwrap();
+                    model = Some(0);
+                }
+                4 => {
+                    iter.seek_last().unwrap();
+                    model = Some(versions.len() - 1);
+                }
+                5 | 6 if iter.valid() => {
+                    iter.next().unwrap();
+                    model = model.map(|at| at + 1);
+                }
+                7 if iter.valid() => {
+                    iter.prev().unwrap();
+                    model = model.and_then(|at| at.checked_sub(1));
+                }
+                _ => (),
+            }
+            model = model.filter(|&at| at < versions.len());
+            let expected = model.map(|at| versions[at].clone());
+            prop_assert_eq!(standing(&iter), expected);
+        }
+    }
+
+    #[test]
+    fn the_meta_says_what_is_in_it(versions in versions(200), compression in compression()) {
+        let (meta, bytes) = built(&versions, small(compression));
+        prop_assert_eq!(meta.id, ID);
+        prop_assert_eq!(meta.bytes, bytes.len() as u64);
+        prop_assert_eq!(meta.entries, versions.len() as u64);
+        prop_assert_eq!(meta.tombstones, versions.iter().filter(|v| v.2 == OpKind::Delete).count() as u64);
+        prop_assert_eq!(&meta.first_key[..], &versions[0].0[..]);
+        prop_assert_eq!(&meta.last_key[..], &versions[versions.len() - 1].0[..]);
+        prop_assert_eq!(Some(meta.seqno_min), versions.iter().map(|v| v.1).min());
+        prop_assert_eq!(Some(meta.seqno_max), versions.iter().map(|v| v.1).max());
+        verify(&meta, &bytes).unwrap();
+    }
+
+    #[test]
+    fn an_estimate_is_near_the_truth(versions in versions(300), a in any::<prop::sample::Index>(), b in any::<prop::sample::Index>()) {
+        let (meta, bytes) = built(&versions, small(Compression::None));
+        let sst = open(&meta, bytes, 1 << 20).unwrap();
+        let (low, high) = (&a.get(&versions).0, &b.get(&versions).0);
+        let truth = versions.iter().filter(|v| low <= &v.0 && &v.0 < high).count() as u64;
+        let (entries, bytes) = estimate(&sst, low, high).unwrap();
+        // Blocks hold at most a dozen of these rows; an even spread between them is assumed.
+        prop_assert!(entries.abs_diff(truth) <= 24 + truth / 2, "{} for {}", entries, truth);
+        prop_assert_eq!(entries == 0, bytes == 0);
+    }
+}
+
+fn numbered(rows: u32) -> Vec<Version> {
+    (0..rows)
+        .map(|i| (i.to_be_bytes().repeat(2), Seqno(7), OpKind::Put, format!("value {i}").into_bytes()))
+        .collect()
+}
+
+/// Reads everything in every way; an answer that differs from `versions` is the failure that we fear.
+fn read_all(meta: &SstMeta, bytes: Bytes, versions: &[Version]) -> Result<()> {
+    let sst = open(meta, bytes, 1 << 20)?;
+    let mut errors = Vec::new();
+    for (key, seqno, kind, value) in versions {
+        match sst.get(key, Seqno(u64::MAX)) {
+            Ok(Some(found)) => {
+                assert_eq!((found.seqno(), found.kind(), found.value()), (*seqno, *kind, &value[..]))
+            }
+            Ok(None) => panic!("a row is missing"),
+            Err(error) => errors.push(error),
+        }
+    }
+    let mut iter = SstIter::new(sst, Purpose::Query);
+    let mut rows = versions.iter();
+    let mut step = iter.seek_first();
+    while step.is_ok() && iter.valid() {
+        assert_eq!(standing(&iter).as_ref(), rows.next());
+        step = iter.next();
+    }
+    match step {
+        Err(error) => errors.push(error),
+        Ok(()) => assert_eq!(rows.next(), None),
+    }
+    errors.into_iter().next().map_or(Ok(()), Err)
+}
+
+#[test]
+fn every_damaged_byte_is_noticed_and_never_a_wrong_row() {
+    for compression in [Compression::None, Compression::Lz4, Compression::Zstd] {
+        let versions = numbered(120);
+        let (meta, bytes) = built(&versions, small(compression));
+        read_all(&meta, bytes.clone(), &versions).unwrap();
+        for at in 0..bytes.len() {
+            let mut damaged = bytes.to_vec();
+            damaged[at] ^= 1 << (at % 8);
+            let damaged = Bytes::from(damaged);
+            assert_eq!(
+                read_all(&meta, damaged.clone(), &versions).unwrap_err().kind(),
+                Kind::Corrupt,
+                "byte {at}"
+            );
+            assert_eq!(verify(&meta, &damaged).unwrap_err().kind(), Kind::Corrupt, "byte {at}");
+        }
+    }
+}
+
+#[test]
+fn a_truncated_padded_or_zeroed_sst_is_corrupt() {
+    let versions = numbered(120);
+    let (meta, bytes) = built(&versions, small(Compression::Lz4));
+    for len in (0..bytes.len()).step_by(7) {
+        assert_eq!(
+            read_all(&meta, bytes.slice(..len), &versions).unwrap_err().kind(),
+            Kind::Corrupt,
+            "cut to {len}"
+        );
+        let shorter = SstMeta { bytes: len as u64, ..meta.clone() };
+        assert_eq!(read_all(&shorter, bytes.slice(..len), &versions).unwrap_err().kind(), Kind::Corrupt);
+    }
+    let padded = Bytes::from([&bytes[..], &[0; 100]].concat());
+    let longer = SstMeta { bytes: padded.len() as u64, ..meta.clone() };
+    assert_eq!(read_all(&longer, padded, &versions).unwrap_err().kind(), Kind::Corrupt);
+    for start in (0..bytes.len() - 64).step_by(64) {
+        let mut zeroed = bytes.to_vec();
+        zeroed[start..start + 64].fill(0);
+        assert_eq!(
+            read_all(&meta, zeroed.into(), &versions).unwrap_err().kind(),
+            Kind::Corrupt,
+            "zeroed at {start}"
+        );
+    }
+}
+
+#[test]
+fn another_object_under_the_name_is_corrupt() {
+    let versions = numbered(120);
+    let (meta, bytes) = built(&versions, small(Compression::None));
+    let mut other = SstBuilder::new(SstId { counter: 6, ..ID }, small(Compression::None));
+    versions.iter().for_each(|(key, seqno, kind, value)| other.add(key, *seqno, *kind, value));
+    let (_, other) = other.finish();
+    assert_eq!(other.len(), bytes.len());
+    assert_eq!(read_all(&meta, other.clone(), &versions).unwrap_err().kind(), Kind::Corrupt);
+
+    // A single block of it, too, in its very place.
+    let mut mixed = bytes.to_vec();
+    mixed[..200].copy_from_slice(&other[..200]);
+    assert_eq!(read_all(&meta, mixed.into(), &versions).unwrap_err().kind(), Kind::Corrupt);
+
+    // An older state of the same name.
+    let (_, older) = built(&numbered(119), small(Compression::None));
+    let named = SstMeta { bytes: older.len() as u64, ..meta };
+    assert_eq!(read_all(&named, older, &versions).unwrap_err().kind(), Kind::Corrupt);
+}
+
+#[test]
+fn versions_of_one_key_may_fill_many_blocks() {
+    let mut versions = vec![(b"0000a".to_vec(), Seqno(1), OpKind::Put, vec![])];
+    versions.extend(
+        (0..500).rev().map(|seqno| (b"0000k".to_vec(), Seqno(seqno), OpKind::Put, vec![seqno as u8; 50])),
+    );
+    versions.push((b"0000z".to_vec(), Seqno(1), OpKind::Put, vec![]));
+    let (meta, bytes) = built(&versions, small(Compression::Lz4));
+    let sst = open(&meta, bytes, 1 << 20).unwrap();
+    for at in 0..500 {
+        assert_eq!(sst.get(b"0000k", Seqno(at)).unwrap().unwrap().seqno(), Seqno(at));
+        let mut iter = SstIter::new(Arc::clone(&sst), Purpose::Query);
+        iter.seek(b"0000k", Seqno(at)).unwrap();
+        assert_eq!((iter.key(), iter.seqno()), (&b"0000k"[..], Seqno(at)));
+    }
+    let mut iter = SstIter::new(Arc::clone(&sst), Purpose::Query);
+    iter.seek_before(b"0000k").unwrap();
+    assert_eq!(iter.key(), b"0000a");
+}
+
+#[test]
+fn the_largest_record_has_a_block_of_its_own() {
+    let large = vec![b'x'; 5 << 20];
+    let versions: Vec<Version> = vec![
+        (b"0000a".to_vec(), Seqno(1), OpKind::Put, b"small".to_vec()),
+        (
+            [&b"0000b"[..], &[1; crate::limits::KEY_BYTES_MAX - 1]].concat(),
+            Seqno(1),
+            OpKind::Put,
+            large.clone(),
+        ),
+        (b"0000c".to_vec(), Seqno(1), OpKind::Put, b"small".to_vec()),
+    ];
+    for compression in [Compression::None, Compression::Lz4, Compression::Zstd] {
+        let (meta, bytes) = built(&versions, SstOptions::new(compression));
+        read_all(&meta, bytes, &versions).unwrap();
+    }
+}
+
+#[test]
+#[should_panic(expected = "out of order")]
+fn a_version_out_of_order_never_leaves_the_builder() {
+    let mut builder = SstBuilder::new(ID, small(Compression::None));
+    builder.add(b"0000k", Seqno(5), OpKind::Put, b"");
+    builder.add(b"0000k", Seqno(5), OpKind::Put, b"");
+}
