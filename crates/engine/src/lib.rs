@@ -14,6 +14,7 @@ mod gc;
 pub mod limits;
 mod locks;
 mod memtable;
+mod merge;
 mod naive;
 mod source;
 mod sst;
@@ -39,6 +40,7 @@ pub use types::{BranchId, Epoch, OpKind, Seqno, SstId, TreeId, WalPosition, full
 #[doc(hidden)]
 pub mod internals {
     pub use crate::memtable::{Memtable, MemtableIter};
+    pub use crate::merge::{AnySource, Merge};
     pub use crate::source::Source;
     pub use crate::writeset::{WriteMark, WriteSet, WriteSetIter};
 }

@@ -308,3 +308,45 @@ fn under_many_threads_nothing_inserted_is_ever_missed() {
     assert_eq!(memtable.entries() as u64, WRITERS * EACH);
     assert_eq!(memtable.in_order().count() as u64, WRITERS * EACH);
 }
+
+/// Each insert shifts a whole leaf under the readers' eyes; they must never see it half shifted.
+#[test]
+fn a_leaf_is_never_seen_half_changed() {
+    const KEYS: u64 = 150;
+    for round in 0..300 {
+        let memtable = Memtable::new();
+        let least = AtomicU64::new(KEYS);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for n in (0..KEYS).rev() {
+                    memtable.insert(&numbered(1, n), Seqno(1), OpKind::Put, b"");
+                    least.store(n, Ordering::Release);
+                }
+            });
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    let mut iter = memtable.iter_tree(TreeId(1));
+                    let number = |key: &[u8]| u64::from_be_bytes(key[4..].try_into().unwrap());
+                    loop {
+                        let there = least.load(Ordering::Acquire);
+                        iter.seek(&numbered(1, 0), Seqno(u64::MAX)).unwrap();
+                        let seen: Vec<u64> =
+                            forward(&mut iter).iter().map(|entry| number(&entry.0)).collect();
+                        let first = seen.first().copied().unwrap_or(KEYS);
+                        assert!(first <= there, "round {round}: {there} was there, {first} is the first");
+                        assert!(seen.iter().copied().eq(first..KEYS), "round {round}: {seen:?}");
+                        if let Some(n) = (there..KEYS).nth((KEYS - there) as usize / 2) {
+                            assert!(
+                                memtable.get(&numbered(1, n), Seqno(1)).is_some(),
+                                "round {round}: {n} is gone"
+                            );
+                        }
+                        if there == 0 {
+                            break;
+                        }
+                    }
+                });
+            }
+        });
+    }
+}

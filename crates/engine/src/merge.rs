@@ -1,0 +1,598 @@
+//! Several sorted sources walked as one, both ways.
+//!
+//! * All versions of all sources are shown, in order; of equal ones (same key and seqno) the one from the source that
+//!   was added first comes first.
+//! * Each source stands on its own next version in the direction of travel. `order` holds the sources that stand on
+//!   one, sorted, so the merge stands where the first of them does.
+//! * A step moves one source and lets it sink to its place. Most versions of a table are in one deep level, so mostly
+//!   it stays first, after one comparison of two integers: cheaper than a heap, which always compares twice a level.
+
+use std::cmp::Ordering;
+
+use crate::memtable::MemtableIter;
+use crate::source::Source;
+use crate::writeset::WriteSetIter;
+use crate::{OpKind, Result, Seqno};
+
+/// Any source that a merge may be made of, told apart without a virtual call.
+pub enum AnySource {
+    /// Writes of the transaction that reads.
+    WriteSet(WriteSetIter),
+    /// A memtable, frozen or not.
+    Memtable(MemtableIter),
+}
+
+/// Several sorted sources as one [`Source`].
+///
+/// After a failed step or seek it stands on nothing, and only a seek is of use.
+pub struct Merge<S> {
+    sources: Vec<S>,
+    /// The beginning of the key that each source stands on. It decides most comparisons.
+    heads: Vec<u128>,
+    order: Vec<usize>,
+    /// Direction of travel.
+    ahead: bool,
+    /// The key that the merge stands on and a zero byte, while sources are brought to it.
+    key: Vec<u8>,
+}
+
+impl<S> Default for Merge<S> {
+    fn default() -> Self {
+        Self { sources: Vec::new(), heads: Vec::new(), order: Vec::new(), ahead: true, key: Vec::new() }
+    }
+}
+
+impl<S: Source> Merge<S> {
+    /// A merge of nothing.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a source; then the merge stands on nothing until a seek. Only the first source may ever be stale: a write
+    /// set is added before all others.
+    pub fn add(&mut self, source: S) {
+        self.sources.push(source);
+        self.heads.push(0);
+        self.order.clear();
+    }
+
+    /// Lets go of all sources and keeps the memory for others.
+    pub fn clear(&mut self) {
+        self.sources.clear();
+        self.heads.clear();
+        self.order.clear();
+    }
+
+    /// Sources added.
+    pub fn len(&self) -> usize {
+        self.sources.len()
+    }
+
+    /// Whether no source was added.
+    pub fn is_empty(&self) -> bool {
+        self.sources.is_empty()
+    }
+
+    #[inline]
+    fn first(&self) -> &S {
+        &self.sources[*self.order.first().expect("only a valid source is asked for its version")]
+    }
+
+    fn seek_all(&mut self, ahead: bool, mut seek: impl FnMut(&mut S) -> Result<()>) -> Result<()> {
+        self.order.clear();
+        self.sources.iter_mut().try_for_each(&mut seek)?;
+        self.ahead = ahead;
+        self.sort();
+        Ok(())
+    }
+
+    /// One step in the direction of travel.
+    #[inline]
+    fn step(&mut self) -> Result<()> {
+        let moving = *self.order.first().expect("a merge that stands on nothing was moved");
+        let source = &mut self.sources[moving];
+        let moved = if self.ahead { source.next() } else { source.prev() };
+        if let Err(error) = moved {
+            self.order.clear();
+            return Err(error);
+        }
+        if !source.valid() {
+            self.order.remove(0);
+            return Ok(());
+        }
+        self.heads[moving] = head(source.key());
+        let mut place = 0;
+        while place + 1 < self.order.len() && self.is_before(self.order[place + 1], moving) {
+            self.order[place] = self.order[place + 1];
+            place += 1;
+        }
+        self.order[place] = moving;
+        Ok(())
+    }
+
+    /// One step against the direction of travel so far.
+    #[cold]
+    fn turn(&mut self) -> Result<()> {
+        let first = self.order[0];
+        self.ahead = !self.ahead;
+        self.bring_to_first(|source| source != first)?;
+        let source = &mut self.sources[first];
+        let moved = if self.ahead { source.next() } else { source.prev() };
+        if moved.is_ok() {
+            self.sort();
+        }
+        moved
+    }
+
+    /// The first source has new versions, perhaps between here and the one it stands on.
+    #[cold]
+    fn refresh(&mut self) -> Result<()> {
+        let first = self.order[0];
+        self.bring_to_first(|source| source == 0)?;
+        self.sort();
+        debug_assert_eq!(self.order.first(), Some(&first), "a refreshed source stands behind the merge");
+        Ok(())
+    }
+
+    /// Moves the sources that are `wanted` to their next version behind the one that the merge stands on, in the
+    /// direction of travel. `order` has to be sorted anew afterwards; after an error it is empty.
+    fn bring_to_first(&mut self, wanted: impl Fn(usize) -> bool) -> Result<()> {
+        let first = self.order[0];
+        self.key.clear();
+        self.key.extend_from_slice(self.sources[first].key());
+        self.key.push(0);
+        let seqno = self.sources[first].seqno();
+        let (key, just_above) = (&self.key[..self.key.len() - 1], &self.key[..]);
+        let bring = |(index, source): (usize, &mut S)| {
+            let place = |source: &S| {
+                source.key().cmp(key).then_with(|| seqno.cmp(&source.seqno())).then_with(|| index.cmp(&first))
+            };
+            if self.ahead {
+                source.seek(key, seqno)?;
+                while source.valid() && place(source) == Ordering::Less {
+                    source.next()?;
+                }
+            } else {
+                source.seek_before(just_above)?;
+                while source.valid() && place(source) == Ordering::Greater {
+                    source.prev()?;
+                }
+            }
+            Ok(())
+        };
+        let brought =
+            self.sources.iter_mut().enumerate().filter(|(index, _)| wanted(*index)).try_for_each(bring);
+        if brought.is_err() {
+            self.order.clear();
+        }
+        brought
+    }
+
+    fn sort(&mut self) {
+        for (head_of, source) in self.heads.iter_mut().zip(&self.sources).filter(|(_, source)| source.valid())
+        {
+            *head_of = head(source.key());
+        }
+        let mut order = std::mem::take(&mut self.order);
+        order.clear();
+        order.extend((0..self.sources.len()).filter(|&source| self.sources[source].valid()));
+        order.sort_unstable_by(|&a, &b| if self.ahead { self.compare(a, b) } else { self.compare(b, a) });
+        self.order = order;
+    }
+
+    #[inline]
+    fn is_before(&self, a: usize, b: usize) -> bool {
+        match self.heads[a].cmp(&self.heads[b]) {
+            Ordering::Equal => {
+                self.compare(a, b) == if self.ahead { Ordering::Less } else { Ordering::Greater }
+            }
+            unequal => (unequal == Ordering::Less) == self.ahead,
+        }
+    }
+
+    fn compare(&self, a: usize, b: usize) -> Ordering {
+        let (left, right) = (&self.sources[a], &self.sources[b]);
+        let by_head = self.heads[a].cmp(&self.heads[b]);
+        by_head
+            .then_with(|| left.key().cmp(right.key()))
+            .then_with(|| right.seqno().cmp(&left.seqno()))
+            .then_with(|| a.cmp(&b))
+    }
+}
+
+impl<S: Source> Source for Merge<S> {
+    fn seek(&mut self, key: &[u8], seqno: Seqno) -> Result<()> {
+        self.seek_all(true, |source| source.seek(key, seqno))
+    }
+    fn seek_before(&mut self, key: &[u8]) -> Result<()> {
+        self.seek_all(false, |source| source.seek_before(key))
+    }
+    #[inline]
+    fn next(&mut self) -> Result<()> {
+        if !self.ahead {
+            return self.turn();
+        }
+        if self.stale() && self.order.first() != Some(&0) {
+            self.refresh()?;
+        }
+        self.step()
+    }
+    #[inline]
+    fn prev(&mut self) -> Result<()> {
+        if self.ahead {
+            return self.turn();
+        }
+        if self.stale() && self.order.first() != Some(&0) {
+            self.refresh()?;
+        }
+        self.step()
+    }
+    #[inline]
+    fn valid(&self) -> bool {
+        !self.order.is_empty()
+    }
+    #[inline]
+    fn key(&self) -> &[u8] {
+        self.first().key()
+    }
+    #[inline]
+    fn seqno(&self) -> Seqno {
+        self.first().seqno()
+    }
+    #[inline]
+    fn kind(&self) -> OpKind {
+        self.first().kind()
+    }
+    #[inline]
+    fn value(&self) -> &[u8] {
+        self.first().value()
+    }
+    #[inline]
+    fn stale(&self) -> bool {
+        self.sources.first().is_some_and(Source::stale)
+    }
+}
+
+/// The first 16 bytes of a key as a number that sorts like them; zeros stand for what is not there.
+#[inline]
+fn head(key: &[u8]) -> u128 {
+    let half = |bytes: &[u8; 8]| u128::from(u64::from_be_bytes(*bytes));
+    match (key.first_chunk(), key.last_chunk()) {
+        (Some(first), _) if key.len() >= 16 => half(first) << 64 | key[8..].first_chunk().map_or(0, half),
+        // Both halves overlap: what the last eight bytes repeat is shifted out.
+        (Some(first), Some(last)) => {
+            let tail = (half(last) << (8 * (16 - key.len()))) & u128::from(u64::MAX);
+            half(first) << 64 | tail
+        }
+        _ => key.iter().enumerate().fold(0, |head, (at, &byte)| head | u128::from(byte) << (120 - 8 * at)),
+    }
+}
+
+/// Calls a method of whichever source it is.
+macro_rules! whichever {
+    ($source:expr, $it:ident => $call:expr) => {
+        match $source {
+            AnySource::WriteSet($it) => $call,
+            AnySource::Memtable($it) => $call,
+        }
+    };
+}
+
+impl Source for AnySource {
+    fn seek(&mut self, key: &[u8], seqno: Seqno) -> Result<()> {
+        whichever!(self, it => it.seek(key, seqno))
+    }
+    fn seek_before(&mut self, key: &[u8]) -> Result<()> {
+        whichever!(self, it => it.seek_before(key))
+    }
+    #[inline]
+    fn next(&mut self) -> Result<()> {
+        whichever!(self, it => it.next())
+    }
+    #[inline]
+    fn prev(&mut self) -> Result<()> {
+        whichever!(self, it => it.prev())
+    }
+    #[inline]
+    fn valid(&self) -> bool {
+        whichever!(self, it => it.valid())
+    }
+    #[inline]
+    fn key(&self) -> &[u8] {
+        whichever!(self, it => it.key())
+    }
+    #[inline]
+    fn seqno(&self) -> Seqno {
+        whichever!(self, it => it.seqno())
+    }
+    #[inline]
+    fn kind(&self) -> OpKind {
+        whichever!(self, it => it.kind())
+    }
+    #[inline]
+    fn value(&self) -> &[u8] {
+        whichever!(self, it => it.value())
+    }
+    #[inline]
+    fn stale(&self) -> bool {
+        whichever!(self, it => it.stale())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::cmp::Reverse;
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::memtable::Memtable;
+    use crate::writeset::{WriteMark, WriteSet};
+    use crate::{Error, Kind, TreeId, full_key};
+
+    /// Versions in a vector. Fails when its steps are used up.
+    struct Listed {
+        versions: Vec<(Vec<u8>, Seqno)>,
+        at: usize,
+        steps_left: usize,
+    }
+
+    impl Listed {
+        fn new(mut versions: Vec<(Vec<u8>, Seqno)>) -> Self {
+            versions.sort_by_key(|(key, seqno)| (key.clone(), Reverse(*seqno)));
+            versions.dedup();
+            Self { versions, at: usize::MAX, steps_left: usize::MAX }
+        }
+        fn step(&mut self, by: isize) -> Result<()> {
+            self.steps_left = self
+                .steps_left
+                .checked_sub(1)
+                .ok_or_else(|| Error::new(Kind::Unavailable, "no steps left"))?;
+            assert!(self.valid());
+            self.at = self.at.checked_add_signed(by).unwrap_or(usize::MAX);
+            Ok(())
+        }
+    }
+
+    impl Source for Listed {
+        fn seek(&mut self, key: &[u8], seqno: Seqno) -> Result<()> {
+            self.at = self
+                .versions
+                .partition_point(|(own, at)| (own.as_slice(), Reverse(*at)) < (key, Reverse(seqno)));
+            Ok(())
+        }
+        fn seek_before(&mut self, key: &[u8]) -> Result<()> {
+            self.at = self.versions.partition_point(|(own, _)| own.as_slice() < key).wrapping_sub(1);
+            Ok(())
+        }
+        fn next(&mut self) -> Result<()> {
+            self.step(1)
+        }
+        fn prev(&mut self) -> Result<()> {
+            self.step(-1)
+        }
+        fn valid(&self) -> bool {
+            self.at < self.versions.len()
+        }
+        fn key(&self) -> &[u8] {
+            &self.versions[self.at].0
+        }
+        fn seqno(&self) -> Seqno {
+            self.versions[self.at].1
+        }
+        fn kind(&self) -> OpKind {
+            OpKind::Put
+        }
+        fn value(&self) -> &[u8] {
+            &[]
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Move {
+        Seek(Vec<u8>, u64),
+        SeekBefore(Vec<u8>),
+        Next,
+        Prev,
+    }
+
+    /// Keys of all lengths around the 16 bytes that heads hold.
+    fn key() -> impl Strategy<Value = Vec<u8>> {
+        prop_oneof![
+            prop::collection::vec(0_u8..3, 0..6),
+            (0_usize..20, 0_u8..3).prop_map(|(long, end)| [vec![1; long], vec![end]].concat()),
+            (0_u8..40).prop_map(|last| [b"eighteen bytes and".as_slice(), &[last]].concat()),
+        ]
+    }
+
+    fn moves() -> impl Strategy<Value = Vec<Move>> {
+        let one = prop_oneof![
+            1 => (key(), 0_u64..6).prop_map(|(key, seqno)| Move::Seek(key, seqno)),
+            1 => key().prop_map(Move::SeekBefore),
+            8 => Just(Move::Next),
+            8 => Just(Move::Prev),
+        ];
+        prop::collection::vec(one, 0..300)
+    }
+
+    fn shown(source: &impl Source) -> Option<(Vec<u8>, Seqno)> {
+        source.valid().then(|| (source.key().to_vec(), source.seqno()))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+
+        #[test]
+        fn it_moves_like_one_sorted_list(
+            lists in prop::collection::vec(prop::collection::vec((key(), (1_u64..5).prop_map(Seqno)), 0..40), 0..6),
+            moves in moves(),
+        ) {
+            let mut merge = Merge::new();
+            let mut all = Vec::new();
+            for list in lists {
+                let list = Listed::new(list);
+                all.extend(list.versions.iter().cloned());
+                merge.add(list);
+            }
+            // Equal versions in several lists are shown as often as they are there.
+            all.sort_by_key(|(key, seqno)| (key.clone(), Reverse(*seqno)));
+            let mut at = usize::MAX;
+            for step in moves {
+                match step {
+                    Move::Seek(key, seqno) => {
+                        merge.seek(&key, Seqno(seqno)).unwrap();
+                        at = all.partition_point(|(own, at)| (own, Reverse(*at)) < (&key, Reverse(Seqno(seqno))));
+                    }
+                    Move::SeekBefore(key) => {
+                        merge.seek_before(&key).unwrap();
+                        at = all.partition_point(|(own, _)| *own < key).wrapping_sub(1);
+                    }
+                    Move::Next if at < all.len() => {
+                        merge.next().unwrap();
+                        at += 1;
+                    }
+                    Move::Prev if at < all.len() => {
+                        merge.prev().unwrap();
+                        at = at.wrapping_sub(1);
+                    }
+                    Move::Next | Move::Prev => (),
+                }
+                prop_assert_eq!(shown(&merge), all.get(at).cloned());
+            }
+        }
+
+        #[test]
+        fn heads_sort_like_their_keys(a in key(), b in key()) {
+            prop_assert!(head(&a) == head(&b) || (head(&a) < head(&b)) == (a < b));
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Act {
+        Put(u8, u8),
+        Delete(u8),
+        Commit(u8, u8),
+        Mark,
+        Rollback,
+        Seek(u8),
+        SeekBefore(u8),
+        Next,
+        Prev,
+    }
+
+    fn act() -> impl Strategy<Value = Act> {
+        prop_oneof![
+            4 => any::<(u8, u8)>().prop_map(|(key, value)| Act::Put(key, value)),
+            1 => any::<u8>().prop_map(Act::Delete),
+            2 => any::<(u8, u8)>().prop_map(|(key, value)| Act::Commit(key, value)),
+            1 => Just(Act::Mark),
+            1 => Just(Act::Rollback),
+            1 => any::<u8>().prop_map(Act::Seek),
+            1 => any::<u8>().prop_map(Act::SeekBefore),
+            8 => Just(Act::Next),
+            8 => Just(Act::Prev),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+
+        /// A transaction walks over what is committed and what it writes on the way. Each step lands on the next version
+        /// of the moment, except that what others commit meanwhile may or may not show.
+        #[test]
+        fn a_walk_sees_each_own_write_that_lies_ahead(acts in prop::collection::vec(act(), 0..400)) {
+            let key_of = |number: u8| full_key(TreeId(5), &[number]);
+            let memtables = [Memtable::new(), Memtable::new()];
+            let mut committed = 0;
+            // What the walk must show: committed before its last seek, and own writes.
+            let mut model: BTreeMap<(Vec<u8>, Reverse<Seqno>), Vec<u8>> = BTreeMap::new();
+            let mut set = WriteSet::new();
+            let mut marks: Vec<(WriteMark, BTreeMap<Vec<u8>, Vec<u8>>)> = Vec::new();
+            let mut merge = Merge::new();
+            merge.add(AnySource::WriteSet(set.iter_tree(TreeId(5))));
+            for memtable in &memtables {
+                merge.add(AnySource::Memtable(Memtable::iter_tree(memtable, TreeId(5))));
+            }
+            let own = Reverse(Seqno(u64::MAX));
+            for act in acts {
+                let stand = shown(&merge).map(|(key, seqno)| (key, Reverse(seqno)));
+                let found = match (act, stand) {
+                    (Act::Put(key, value), _) => {
+                        set.put(&key_of(key), &[value]);
+                        model.insert((key_of(key), own), vec![value]);
+                        continue;
+                    }
+                    (Act::Delete(key), _) => {
+                        set.delete(&key_of(key));
+                        model.insert((key_of(key), own), vec![]);
+                        continue;
+                    }
+                    (Act::Commit(key, value), None) => {
+                        committed += 1;
+                        let memtable: &Arc<Memtable> = &memtables[usize::from(value % 2)];
+                        memtable.insert(&key_of(key), Seqno(committed), OpKind::Put, &[value]);
+                        model.insert((key_of(key), Reverse(Seqno(committed))), vec![value]);
+                        continue;
+                    }
+                    (Act::Mark, _) => {
+                        let writes = model.iter().filter(|((_, seqno), _)| *seqno == own);
+                        let writes = writes.map(|((key, _), value)| (key.clone(), value.clone())).collect();
+                        marks.push((set.mark(), writes));
+                        continue;
+                    }
+                    (Act::Rollback, _) => {
+                        let Some((mark, writes)) = marks.pop() else { continue };
+                        set.rollback_to(mark);
+                        model.retain(|(_, seqno), _| *seqno != own);
+                        model.extend(writes.into_iter().map(|(key, value)| ((key, own), value)));
+                        continue;
+                    }
+                    (Act::Seek(key), _) => {
+                        merge.seek(&key_of(key), Seqno(u64::MAX)).unwrap();
+                        model.range((key_of(key), own)..).next()
+                    }
+                    (Act::SeekBefore(key), _) => {
+                        merge.seek_before(&key_of(key)).unwrap();
+                        model.range(..(key_of(key), own)).next_back()
+                    }
+                    (Act::Next, Some(stand)) => {
+                        merge.next().unwrap();
+                        model.range(stand.clone()..).find(|(at, _)| **at != stand)
+                    }
+                    (Act::Prev, Some(stand)) => {
+                        merge.prev().unwrap();
+                        model.range(..stand).next_back()
+                    }
+                    (Act::Commit(..), Some(_)) | (Act::Next | Act::Prev, None) => continue,
+                };
+                prop_assert_eq!(
+                    merge.valid().then(|| (merge.key(), merge.seqno(), merge.value())),
+                    found.map(|((key, seqno), value)| (key.as_slice(), seqno.0, value.as_slice()))
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn after_a_failed_step_it_stands_on_nothing_until_a_seek() {
+        let mut merge = Merge::new();
+        for (first, steps_left) in [(0, usize::MAX), (1, 3)] {
+            let versions = (0..10).map(|n| (vec![2 * n + first], Seqno(1))).collect();
+            merge.add(Listed { steps_left, ..Listed::new(versions) });
+        }
+        merge.seek(&[], Seqno(u64::MAX)).unwrap();
+        let mut seen = 0;
+        let error = loop {
+            seen += 1;
+            if let Err(error) = merge.next() {
+                break error;
+            }
+        };
+        assert_eq!((error.kind(), seen, merge.valid()), (Kind::Unavailable, 8, false));
+        merge.seek(&[5], Seqno(u64::MAX)).unwrap();
+        assert_eq!(merge.key(), [5]);
+    }
+}
