@@ -11,6 +11,7 @@ use std::time::Duration;
 use bucket::Bucket;
 use parking_lot::Mutex;
 
+use crate::limits::Shape;
 use crate::locks::{LockTable, Owner};
 use crate::naive::NaiveStore;
 use crate::status::Status;
@@ -46,6 +47,8 @@ pub struct Settings {
     pub transaction_bytes_max: usize,
     /// The wal is uploaded this often while there is something to upload.
     pub wal_upload_interval: Duration,
+    /// Sizes that give the tree its shape; for tests to turn, not for operators.
+    pub shape: Shape,
     /// Who does the work that no caller waits for.
     pub background: Background,
     /// Whom to tell.
@@ -62,6 +65,7 @@ impl Default for Settings {
             unuploaded_bytes_max: 4 << 30,
             transaction_bytes_max: 1 << 30,
             wal_upload_interval: Duration::from_secs(1),
+            shape: Shape::default(),
             background: Background::Threads,
             hooks: Hooks::default(),
         }
