@@ -1,0 +1,171 @@
+//! What single steps of the engine cost, in nanoseconds, beside what DESIGN section 7 wants.
+//!
+//! 500,000 rows of 200 bytes under scattered 8-byte keys, as in the design's own table; everything in memory. Each
+//! figure is the best of several rounds: on a shared machine the others measure the neighbours.
+//!
+//! ```console
+//! $ cargo run --release -p bench --bin bench-micro [part of a name]
+//! ```
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::Instant;
+
+use engine::internals::{AnySource, Memtable, Merge, Source, WriteSet};
+use engine::{OpKind, Result, Seqno, TreeId, full_key};
+
+const ROWS: u64 = 500_000;
+const VALUE: [u8; 200] = [0x5a; 200];
+const TREE: TreeId = TreeId(70);
+const NEWEST: Seqno = Seqno(u64::MAX);
+
+fn main() -> Result<()> {
+    let wanted = std::env::args().nth(1).unwrap_or_default();
+    println!("{:<58}{:>9}{:>8}{:>8}", "ns each", "measured", "first", "then");
+    let report =
+        |name: &str, first: &str, then: &str, measure: &mut dyn FnMut() -> Result<f64>| -> Result<()> {
+            if name.contains(&wanted) {
+                let mut best = f64::MAX;
+                for _ in 0..5 {
+                    best = best.min(measure()?);
+                }
+                println!("{name:<58}{best:>9.0}{first:>8}{then:>8}");
+            }
+            Ok(())
+        };
+
+    let keys = scattered_keys(&[]);
+    let full = filled(&keys, 1).pop().expect("one memtable was asked for");
+    report("memtable insert, scattered", "1300", "1000", &mut || {
+        let memtable = Memtable::new();
+        Ok(each(&keys, |n, key| memtable.insert(key, Seqno(n), OpKind::Put, &VALUE)))
+    })?;
+    let mut appended = keys.clone();
+    appended.sort();
+    report("memtable insert, appended", "", "", &mut || {
+        let memtable = Memtable::new();
+        Ok(each(&appended, |n, key| memtable.insert(key, Seqno(n), OpKind::Put, &VALUE)))
+    })?;
+    report("memtable insert, scattered, 2 threads, ns of each", "", "", &mut || {
+        let memtable = Memtable::new();
+        let (left, right) = keys.split_at(keys.len() / 2);
+        let took = std::thread::scope(|scope| {
+            let threads = [left, right].map(|keys| {
+                let memtable = &memtable;
+                scope.spawn(move || each(keys, |n, key| memtable.insert(key, Seqno(n), OpKind::Put, &VALUE)))
+            });
+            threads.map(|thread| thread.join().expect("inserting does not panic"))
+        });
+        Ok(took.iter().sum::<f64>() / 2.0)
+    })?;
+    let asked = shuffled(&keys);
+    report("memtable get", "1000", "800", &mut || Ok(each(&asked, |_, key| full.get(key, NEWEST))))?;
+    let long = scattered_keys(b"https://www.example.com/a/long/way/in/common/");
+    let long_full = filled(&long, 1).pop().expect("one memtable was asked for");
+    let long_asked = shuffled(&long);
+    report("memtable get, 45 bytes in common", "", "", &mut || {
+        Ok(each(&long_asked, |_, key| long_full.get(key, NEWEST)))
+    })?;
+    report("memtable seek", "", "", &mut || {
+        let mut iter = full.iter_tree(TREE);
+        Ok(each(&asked, |_, key| iter.seek(key, NEWEST).expect("a memtable does not fail")))
+    })?;
+    report("memtable scan", "60", "35", &mut || scan(&mut full.iter_tree(TREE), true))?;
+    report("memtable scan, backwards", "", "", &mut || scan(&mut full.iter_tree(TREE), false))?;
+    for (sources, first, then) in [(1, "", ""), (4, "150", "90")] {
+        let parts = filled(&keys, sources);
+        report(&format!("merge of {sources} memtables, scan"), first, then, &mut || {
+            let mut merge = Merge::new();
+            parts.iter().for_each(|part| merge.add(AnySource::Memtable(part.iter_tree(TREE))));
+            scan(&mut merge, true)
+        })?;
+    }
+    report("merge of 1 memtable and 3 nearly empty ones, scan", "", "", &mut || {
+        let mut merge = Merge::new();
+        merge.add(AnySource::Memtable(full.iter_tree(TREE)));
+        for first in 0..3 {
+            let small = Memtable::new();
+            keys[first..first + 50].iter().for_each(|key| small.insert(key, NEWEST, OpKind::Put, &VALUE));
+            merge.add(AnySource::Memtable(small.iter_tree(TREE)));
+        }
+        scan(&mut merge, true)
+    })?;
+    report("write set: 4 puts, 4 gets, in order, clear; for each row", "", "", &mut || {
+        let mut set = WriteSet::new();
+        let rows: Vec<_> = keys.chunks_exact(4).collect();
+        let each_four = each(&rows, |_, four| {
+            four.iter().for_each(|key| set.put(key, &VALUE));
+            four.iter().for_each(|key| _ = black_box(set.get(key)));
+            black_box(set.in_order().count());
+            set.clear();
+        });
+        Ok(each_four / 4.0)
+    })?;
+    report("write set put, scattered, one large transaction", "", "", &mut || {
+        let mut set = WriteSet::new();
+        Ok(each(&keys, |_, key| set.put(key, &VALUE)))
+    })
+}
+
+/// Distinct keys without any order (the steps of splitmix64, which visits each number once).
+fn scattered_keys(beginning: &[u8]) -> Vec<Vec<u8>> {
+    let mixed = |n: u64| {
+        let n = n.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let n = (n ^ (n >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let n = (n ^ (n >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        n ^ (n >> 31)
+    };
+    (1..=ROWS).map(|n| full_key(TREE, &[beginning, &mixed(n).to_be_bytes()].concat())).collect()
+}
+
+/// The same keys in another order.
+fn shuffled(keys: &[Vec<u8>]) -> Vec<Vec<u8>> {
+    // A step that shares no factor with the number of rows visits each row once.
+    (0..keys.len()).map(|n| keys[n * 314_159 % keys.len()].clone()).collect()
+}
+
+/// The rows dealt out in turn.
+fn filled(keys: &[Vec<u8>], memtables: usize) -> Vec<Arc<Memtable>> {
+    let memtables: Vec<_> = (0..memtables).map(|_| Memtable::new()).collect();
+    for (n, key) in keys.iter().enumerate() {
+        memtables[n % memtables.len()].insert(key, Seqno(n as u64 + 1), OpKind::Put, &VALUE);
+    }
+    memtables
+}
+
+/// Nanoseconds of one step of a scan that looks at key and value as a reader of rows does.
+fn scan(source: &mut impl Source, ahead: bool) -> Result<f64> {
+    let (mut rows, mut sum) = (0_u64, 0_u64);
+    let took = timed(|| {
+        if ahead {
+            source.seek(&full_key(TREE, &[]), NEWEST)?
+        } else {
+            source.seek_before(&full_key(TreeId(TREE.0 + 1), &[]))?
+        }
+        while source.valid() {
+            rows += 1;
+            sum += u64::from(source.key()[11]) + u64::from(source.value()[100]);
+            if ahead { source.next()? } else { source.prev()? }
+        }
+        Ok(())
+    })?;
+    black_box(sum);
+    assert!(rows >= ROWS, "{rows} of {ROWS} rows were seen");
+    Ok(took / rows as f64)
+}
+
+/// Nanoseconds of `act` on one item.
+fn each<T, R>(items: &[T], mut act: impl FnMut(u64, &T) -> R) -> f64 {
+    let took = timed(|| {
+        items.iter().zip(1..).for_each(|(item, n)| _ = black_box(act(n, item)));
+        Ok(())
+    });
+    took.expect("nothing in it fails") / items.len() as f64
+}
+
+#[expect(clippy::disallowed_methods, reason = "a benchmark is about the machine's own time")]
+fn timed(act: impl FnOnce() -> Result<()>) -> Result<f64> {
+    let start = Instant::now();
+    act()?;
+    Ok(start.elapsed().as_nanos() as f64)
+}
