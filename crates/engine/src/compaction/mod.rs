@@ -10,6 +10,7 @@ pub(crate) mod cut;
 pub(crate) mod pick;
 pub(crate) mod pressure;
 pub(crate) mod retain;
+pub(crate) mod run;
 
 #[cfg(test)]
 mod tests;
