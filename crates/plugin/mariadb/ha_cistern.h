@@ -1,0 +1,84 @@
+/* The handler: MariaDB's calls for one open table, translated for a cursor of ours. */
+#pragma once
+#include "cistern_ffi.h"
+
+class ha_cistern final : public handler
+{
+  cistern_table *opened= nullptr;
+  cistern_cursor *cursor= nullptr;
+  /* What reads do to rows: 0 none, 1 shared, 2 exclusive. */
+  int lock= 0;
+  /* A session apart from the connection's: for sequences, whose numbers are not rolled back, and for the copying of ALTER TABLE, which
+     commits now and then because one transaction has to fit into memory. */
+  cistern_session *own_session= nullptr;
+  cistern_interrupt *own_interrupt= nullptr;
+  bool copying= false;
+  uint64_t copied_bytes= 0;
+
+  cistern_session *session();
+  int fail(int error);
+  int own_commit();
+  void end_own_session();
+  void register_statement(THD *thd);
+  void set_columns();
+  bool is_sequence() const;
+
+public:
+  ha_cistern(handlerton *hton, TABLE_SHARE *share) : handler(hton, share) {}
+
+  ulonglong table_flags() const override;
+  ulong index_flags(uint index, uint part, bool all_parts) const override;
+  uint max_supported_keys() const override { return MAX_KEY; }
+  uint max_supported_key_length() const override { return 3072; }
+  uint max_supported_key_part_length() const override { return 3072; }
+  const char *index_type(uint) override { return "BTREE"; }
+  uint8 table_cache_type() override { return HA_CACHE_TBL_NOCACHE; }
+  double scan_time() override;
+  double read_time(uint index, uint ranges, ha_rows rows) override;
+  ha_rows estimate_rows_upper_bound() override { return HA_POS_ERROR; }
+
+  int open(const char *name, int mode, uint test_if_locked) override;
+  int close() override;
+  int create(const char *name, TABLE *form, HA_CREATE_INFO *info) override;
+  int delete_table(const char *name) override;
+  int rename_table(const char *from, const char *to) override;
+
+  int write_row(const uchar *record) override;
+  int update_row(const uchar *old_record, const uchar *new_record) override;
+  int delete_row(const uchar *record) override;
+  int delete_all_rows() override { return HA_ERR_WRONG_COMMAND; }
+  int truncate() override;
+  int reset_auto_increment(ulonglong value) override;
+  void get_auto_increment(ulonglong offset, ulonglong increment, ulonglong wanted, ulonglong *first, ulonglong *reserved) override;
+  void update_create_info(HA_CREATE_INFO *info) override;
+
+  int index_init(uint index, bool sorted) override;
+  int index_end() override;
+  int index_read(uchar *record, const uchar *key, uint length, enum ha_rkey_function flag) override;
+  int index_read_last(uchar *record, const uchar *key, uint length) override;
+  int index_next(uchar *record) override;
+  int index_next_same(uchar *record, const uchar *key, uint length) override;
+  int index_prev(uchar *record) override;
+  int index_first(uchar *record) override;
+  int index_last(uchar *record) override;
+  int rnd_init(bool scan) override;
+  int rnd_end() override;
+  int rnd_next(uchar *record) override;
+  int rnd_pos(uchar *record, uchar *position) override;
+  void position(const uchar *record) override;
+  void unlock_row() override;
+  void column_bitmaps_signal() override;
+  ha_rows records_in_range(uint index, const key_range *low, const key_range *high, page_range *pages) override;
+
+  int info(uint flag) override;
+  int extra(enum ha_extra_function operation) override;
+  int reset() override;
+  uint lock_count() const override { return 0; }
+  THR_LOCK_DATA **store_lock(THD *thd, THR_LOCK_DATA **to, enum thr_lock_type type) override;
+  int external_lock(THD *thd, int type) override;
+  int start_stmt(THD *thd, thr_lock_type type) override;
+  int analyze(THD *thd, HA_CHECK_OPT *options) override;
+  int check(THD *thd, HA_CHECK_OPT *options) override;
+  int optimize(THD *thd, HA_CHECK_OPT *options) override;
+  bool get_error_message(int error, String *text) override;
+};

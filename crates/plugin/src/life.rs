@@ -1,0 +1,212 @@
+//! The engine inside the server: started once, stopped once, reachable from every entry.
+//!
+//! * Files of views, triggers and schema options are in the data directory before the server looks for them.
+//! * When the engine can not go on (fenced, wal failed) the process ends at once: nothing may be acknowledged any more.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use engine::{Background, Clock, Disk, Engine, Error, Hooks, Kind, Parts, RealDisk, Settings, SystemClock};
+use parking_lot::RwLock;
+use tables::Store;
+
+use crate::border::Callbacks;
+use crate::codes::exit;
+use crate::collations::ServerCollations;
+use crate::files::{FileMirror, Watcher};
+use crate::log::{self, Level};
+use crate::paths::TEMPORARY;
+
+/// What an operator set.
+pub struct Start {
+    pub bucket: String,
+    pub branch: String,
+    pub data_dir: String,
+    pub server_dir: String,
+    pub block_cache_bytes: u64,
+    pub memtable_bytes: u64,
+    pub disk_cache_bytes: u64,
+    pub unuploaded_bytes_max: u64,
+    pub transaction_bytes_max: u64,
+    pub wal_upload_interval: Duration,
+}
+
+/// All that runs.
+pub struct Life {
+    pub store: Arc<Store>,
+    pub collations: Arc<ServerCollations>,
+    pub files: Arc<FileMirror>,
+    engine: Arc<Engine>,
+    watcher: Watcher,
+}
+
+static LIFE: RwLock<Option<Arc<Life>>> = RwLock::new(None);
+
+/// What runs now; an error if nothing does.
+pub fn life() -> tables::Result<Arc<Life>> {
+    LIFE.read().clone().ok_or(tables::Error::Malformed("call: the engine is not running"))
+}
+
+/// Starts the engine. On refusal the reason is in the log, and the result is the exit status that says it.
+pub fn start(callbacks: &Callbacks, start: &Start) -> Result<(), i32> {
+    log::set_callbacks(*callbacks);
+    match open(callbacks, start) {
+        Ok(life) => {
+            *LIFE.write() = Some(Arc::new(life));
+            Ok(())
+        }
+        Err((status, message)) => {
+            log::write(Level::Error, &message);
+            Err(status)
+        }
+    }
+}
+
+/// Stops it: files mirrored, counters written, wal durable and uploaded.
+pub fn stop() {
+    let Some(life) = LIFE.write().take() else { return };
+    life.watcher.stop();
+    for (what, result) in [
+        ("mirroring the files of views and triggers", life.files.sync().map_err(|error| error.to_string())),
+        ("writing the tables' counters", life.store.close().map_err(|error| error.to_string())),
+        ("closing the engine", life.engine.close().map_err(|error| error.to_string())),
+    ] {
+        if let Err(error) = result {
+            log::write(Level::Error, &format!("{what}: {error}"));
+        }
+    }
+}
+
+impl Life {
+    /// All counters for SHOW STATUS.
+    pub fn counters(&self) -> Vec<(String, u64)> {
+        self.engine.status().rows().iter().map(|&(name, value)| (name.to_owned(), value)).collect()
+    }
+
+    /// SHOW ENGINE CISTERN STATUS.
+    pub fn status_text(&self) -> String {
+        let mut text = String::new();
+        for (name, value) in self.counters() {
+            text.push_str(&format!("{name} {value}\n"));
+        }
+        text
+    }
+
+    /// Drops what an ALTER that a crash cut short left behind; the server has finished or undone all that it remembers.
+    pub fn drop_leftovers(&self) -> tables::Result<()> {
+        for database in self.store.databases()? {
+            let mut leftovers = Vec::new();
+            self.store.list(&database, &mut |table| {
+                if table.starts_with("#sql") {
+                    leftovers.push(format!("{database}/{table}"));
+                }
+            })?;
+            for path in leftovers {
+                if path.contains("#sql-backup") {
+                    // The only copy of a table, if the machine that knew its name is lost.
+                    log::write(
+                        Level::Warning,
+                        &format!(
+                            "{path} is what an interrupted ALTER TABLE kept of a table; drop or rename it"
+                        ),
+                    );
+                } else {
+                    log::write(
+                        Level::Information,
+                        &format!("dropping {path}, left by an interrupted ALTER TABLE"),
+                    );
+                    self.store.drop_table(&path)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+type Refusal = (i32, String);
+
+fn refused(error: &Error, doing: &str) -> Refusal {
+    (exit::status_of(error.kind()), format!("{doing}: {error}"))
+}
+
+fn open(callbacks: &Callbacks, start: &Start) -> Result<Life, Refusal> {
+    let url = match start.bucket.as_str() {
+        "" => std::env::var("CISTERN_BUCKET").unwrap_or_default(),
+        url => url.to_owned(),
+    };
+    if url.is_empty() {
+        return Err((
+            exit::CONFIGURATION,
+            "no bucket: set cistern_bucket or the environment variable CISTERN_BUCKET to its URL".to_owned(),
+        ));
+    }
+    let bucket = bucket::open(&url, &bucket::Options::default())
+        .map_err(|error| refused(&error.into(), "cistern_bucket"))?;
+    let server_dir = PathBuf::from(&start.server_dir);
+    let local = match start.data_dir.as_str() {
+        "" => server_dir.join("#cistern"),
+        set => PathBuf::from(set),
+    };
+    let disk = RealDisk::open(&local)
+        .map_err(|error| (exit::CONFIGURATION, format!("cistern_data_dir {}: {error}", local.display())))?;
+    let parts = Parts {
+        bucket,
+        disk: Arc::new(disk) as Arc<dyn Disk>,
+        clock: Arc::new(SystemClock::default()) as Arc<dyn Clock>,
+        seed: chance(),
+    };
+    let engine =
+        Engine::open(parts, settings(start)).map_err(|error| refused(&error, "opening the bucket"))?;
+    open_tables(callbacks, engine, &server_dir)
+}
+
+fn open_tables(callbacks: &Callbacks, engine: Arc<Engine>, server_dir: &Path) -> Result<Life, Refusal> {
+    let broken = |error: tables::Error| match &error {
+        tables::Error::Engine(error) => refused(error, "opening the catalogue"),
+        _ => (exit::CONFIGURATION, format!("opening the catalogue: {error}")),
+    };
+    let collations = Arc::new(ServerCollations::new(callbacks));
+    let store = Store::open(Arc::clone(&collations) as Arc<dyn tables::Collations>).map_err(broken)?;
+    store.drop_database(TEMPORARY).map_err(broken)?;
+    let files = FileMirror::restore(server_dir, Arc::clone(&store)).map_err(broken)?;
+    let files = Arc::new(files);
+    let watcher = Watcher::start(Arc::clone(&files));
+    Ok(Life { store, collations, files, engine, watcher })
+}
+
+fn settings(start: &Start) -> Settings {
+    let bytes = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
+    Settings {
+        branch: start.branch.clone(),
+        block_cache_bytes: bytes(start.block_cache_bytes),
+        memtable_bytes: bytes(start.memtable_bytes),
+        disk_cache_bytes: start.disk_cache_bytes,
+        unuploaded_bytes_max: start.unuploaded_bytes_max,
+        transaction_bytes_max: bytes(start.transaction_bytes_max),
+        wal_upload_interval: start.wal_upload_interval,
+        background: Background::Threads,
+        hooks: Hooks { on_fatal: Arc::new(end_process) },
+        ..Settings::default()
+    }
+}
+
+/// Chance from the operating system, by way of the keys that std makes for its hash maps.
+fn chance() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(0_u64)
+}
+
+/// The engine's last word. The server may hold transactions that wait for it; none of them may be answered, so there is no
+/// orderly way down: what was acknowledged is durable, the rest never happened.
+fn end_process(error: &Error) {
+    let status = exit::status_of(error.kind());
+    let why = if error.kind() == Kind::Fenced { "fenced by another writer" } else { "can not go on" };
+    log::write(Level::Error, &format!("{why}, the server ends now: {error}"));
+    // SAFETY: `_exit` takes any status and does not return; no destructor of the server may run while its threads do.
+    unsafe { _exit(status) }
+}
+
+unsafe extern "C" {
+    fn _exit(status: i32) -> !;
+}
