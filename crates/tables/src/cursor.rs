@@ -1,9 +1,21 @@
-//! Reading and writing rows in the server's own record layout.
+//! Reading rows into the server's own record layout.
 //!
 //! * A cursor writes a row's columns straight into the caller's record; only the columns asked for are decoded.
 //! * Pointers of BLOBs in a record point into the cursor and stay valid until the next call that reads a row with it.
 //! * The *current row* is the last one read; update, delete, position and unlock mean it.
+//! * A locking read locks the row, then reads its newest version, and skips it if it is gone or has left the index entry that
+//!   led to it.
+//! * A scan never meets a row again that this cursor's own update moved.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use engine::{Cursor, Granted, LockMode, ReadAs};
+
+use crate::keys::successor;
+use crate::layout::{Layout, TupleShape};
+use crate::rows::{Parts, Program};
+use crate::table::{MALFORMED_TUPLE, Table};
 use crate::{Error, Result, Session};
 
 /// How `read` compares (enum ha_rkey_function; the numbers are the server's).
@@ -36,6 +48,16 @@ impl ReadFlag {
             .get(number as usize)
             .copied()
     }
+
+    fn is_backward(self) -> bool {
+        use ReadFlag::*;
+        matches!(self, OrPrev | Before | PrefixLast | PrefixLastOrPrev)
+    }
+
+    fn stays_in_prefix(self) -> bool {
+        use ReadFlag::*;
+        matches!(self, Exact | Prefix | PrefixLast)
+    }
 }
 
 /// What a read does to the rows that it returns.
@@ -59,86 +81,648 @@ pub struct Record<'a> {
 }
 
 /// A handler's way to the rows of a table.
-pub struct RowCursor {}
+pub struct RowCursor {
+    pub(crate) table: Arc<Table>,
+    pub(crate) engine: Cursor,
+    lock: RowLock,
+    columns: Columns,
+    key_only: bool,
+    /// The index in use; `None` is the rows in primary order.
+    pub(crate) index: Option<usize>,
+    /// The wanted columns are all in that index's entries.
+    covered: bool,
+    pub(crate) place: Place,
+    /// Session and statement that the engine's cursor was opened for.
+    opened_for: (u64, u64),
+    opened_as: ReadAs,
+    /// What the engine's cursor sees is older than what a lock has shown: open it again before the next step.
+    stale: bool,
+    /// For `Place::Detached`: the key of the entry it stands on.
+    entry: Vec<u8>,
+    /// The last tuple, encoded.
+    bound: Vec<u8>,
+    pub(crate) current: Current,
+    /// Entries of the index in use that this cursor's own updates made since the scan started.
+    pub(crate) moved: BTreeSet<Vec<u8>>,
+    pub(crate) scratch: Scratch,
+}
 
-const NOT_YET: Error = Error::Malformed("call: this build has signatures only");
+/// Where a scan is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// Before the first read.
+    Unset,
+    /// Where the engine's cursor is.
+    On,
+    /// On an entry that was read without the engine's cursor.
+    Detached,
+    BeforeFirst,
+    AfterLast,
+}
+
+/// The last row read.
+#[derive(Default)]
+pub(crate) struct Current {
+    pub(crate) key: Vec<u8>,
+    pub(crate) known: bool,
+    /// Its bytes, if they were kept: BLOB pointers of the last record point here.
+    pub(crate) row: Vec<u8>,
+    /// `Session::writes` when `row` was read under a lock; only then is it surely the newest version.
+    pub(crate) row_as_of: Option<(u64, u64)>,
+    /// The lock that this session has on it, and whether this read took it.
+    pub(crate) locked: Option<(LockMode, Granted)>,
+}
+
+/// Buffers that are used again and again.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    pub(crate) weights: Vec<u8>,
+    pub(crate) parts: Parts,
+    pub(crate) stored: Vec<u8>,
+    pub(crate) row: Vec<u8>,
+    pub(crate) key: Vec<u8>,
+    pub(crate) entry_key: Vec<u8>,
+    pub(crate) entry_value: Vec<u8>,
+    pub(crate) entries: Vec<EntryChange>,
+    pub(crate) changed: Vec<bool>,
+    pub(crate) duplicate: Vec<u8>,
+}
+
+/// What a write does to one index.
+#[derive(Default)]
+pub(crate) struct EntryChange {
+    pub(crate) old_key: Vec<u8>,
+    pub(crate) old_value: Vec<u8>,
+    pub(crate) new_key: Vec<u8>,
+    pub(crate) new_value: Vec<u8>,
+    pub(crate) touched: bool,
+    /// Nobody else may have the new key.
+    pub(crate) alone: bool,
+}
+
+/// The columns that reads decode.
+struct Columns {
+    /// The server's bitmap; `None`: all.
+    wanted: Option<Vec<u8>>,
+    program: Program,
+    wants_blobs: bool,
+}
+
+impl Columns {
+    fn wants(wanted: Option<&[u8]>, field: usize) -> bool {
+        wanted.is_none_or(|bits| bits.get(field / 8).is_some_and(|byte| byte >> (field % 8) & 1 == 1))
+    }
+}
 
 impl RowCursor {
+    pub(crate) fn new(table: Arc<Table>) -> Self {
+        let mut program = Program::default();
+        table.layout.rows.compile(|_| true, &mut program);
+        let wants_blobs = table.layout.rows.has_blobs();
+        Self {
+            engine: Cursor::new(table.store.engine()),
+            lock: RowLock::None,
+            columns: Columns { wanted: None, program, wants_blobs },
+            key_only: false,
+            index: None,
+            covered: false,
+            place: Place::Unset,
+            opened_for: (0, 0),
+            opened_as: ReadAs::Snapshot,
+            stale: false,
+            entry: Vec::new(),
+            bound: Vec::new(),
+            current: Current::default(),
+            moved: BTreeSet::new(),
+            scratch: Scratch::default(),
+            table,
+        }
+    }
+
+    /// The table.
+    pub fn table(&self) -> &Arc<Table> {
+        &self.table
+    }
+
     /// Which columns the reads that follow are to decode: bit i of `columns` (byte i / 8, bit i % 8, as in MY_BITMAP) for column
     /// i; `None` is all. For statements that update: read_set ∪ write_set. Cheap when nothing changed.
-    pub fn set_columns(&mut self, _columns: Option<&[u8]>) {}
+    pub fn set_columns(&mut self, columns: Option<&[u8]>) {
+        if self.columns.wanted.as_deref() == columns {
+            return;
+        }
+        match (&mut self.columns.wanted, columns) {
+            (Some(known), Some(columns)) => {
+                known.clear();
+                known.extend_from_slice(columns);
+            }
+            (known, columns) => *known = columns.map(<[u8]>::to_vec),
+        }
+        let rows = &self.table.layout.rows;
+        rows.compile(|field| Columns::wants(columns, field), &mut self.columns.program);
+        self.columns.wants_blobs = rows.has_blobs() && self.columns.program.has_blobs();
+        self.settle_cover();
+    }
     /// Lets the reads that follow answer from the index alone where it holds all wanted columns (HA_EXTRA_KEYREAD); others
     /// read the row, so the answer is the same.
-    pub fn set_key_only(&mut self, _yes: bool) {}
+    pub fn set_key_only(&mut self, yes: bool) {
+        self.key_only = yes;
+        self.settle_cover();
+    }
     /// What the reads that follow do to rows (store_lock, external_lock).
-    pub fn set_lock(&mut self, _lock: RowLock) {}
+    pub fn set_lock(&mut self, lock: RowLock) {
+        self.lock = lock;
+    }
+
+    fn settle_cover(&mut self) {
+        let wanted = self.columns.wanted.as_deref();
+        let layout = &self.table.layout;
+        self.covered = match self.index {
+            Some(index) if self.key_only && layout.descriptor.primary != Some(index) => {
+                let columns = layout.descriptor.fields.len();
+                layout.indexes[index].covers(columns, |field| Columns::wants(wanted, field))
+            }
+            _ => false,
+        };
+    }
 
     /// Starts using an index (index_init), or the rows in primary order (`None`: rnd_init). Does no I/O.
-    pub fn start(&mut self, _index: Option<usize>) -> Result<()> {
-        Err(NOT_YET)
+    pub fn start(&mut self, index: Option<usize>) -> Result<()> {
+        if index.is_some_and(|index| index >= self.table.layout.indexes.len()) {
+            return Err(Error::Malformed("index number"));
+        }
+        self.engine.close();
+        self.index = index;
+        self.place = Place::Unset;
+        self.moved.clear();
+        self.settle_cover();
+        Ok(())
     }
     /// Done with it (index_end, rnd_end, reset): lets go of snapshots and memory. The current row stays current.
-    pub fn stop(&mut self) {}
+    pub fn stop(&mut self) {
+        self.engine.close();
+        self.place = Place::Unset;
+        self.moved.clear();
+    }
 
     /// index_read_map: finds by a key tuple of one or more leading parts. False: there is none (HA_ERR_KEY_NOT_FOUND).
     pub fn read(
         &mut self,
-        _session: &mut Session,
-        _tuple: &[u8],
-        _flag: ReadFlag,
-        _record: &mut [u8],
+        session: &mut Session,
+        tuple: &[u8],
+        flag: ReadFlag,
+        record: &mut [u8],
     ) -> Result<bool> {
-        Err(NOT_YET)
+        let index = self.index.ok_or(Error::Malformed("call: no index in use"))?;
+        let shape = self.encode_bound(index, tuple)?;
+        let codec = &self.table.layout.indexes[index];
+        let point = codec.unique && shape.full && !shape.null;
+        let is_primary = self.table.layout.descriptor.primary == Some(index);
+        if point && shape.user_end == self.bound.len() && matches!(flag, ReadFlag::Exact | ReadFlag::Prefix) {
+            return if is_primary {
+                self.read_point(session, record)
+            } else {
+                self.read_unique(session, index, record)
+            };
+        }
+        // The key of an entry of a unique index has no primary key in it, so an extended tuple is compared in two steps.
+        let split = (point && shape.user_end < self.bound.len()).then_some(shape.user_end);
+        let found = self.seek_bound(session, flag, split)?;
+        let backward = flag.is_backward();
+        self.settle(
+            session,
+            found,
+            backward,
+            flag.stays_in_prefix().then_some(split.unwrap_or(self.bound.len())),
+            record,
+        )
     }
-    /// index_first, and the first rnd_next. False: end (HA_ERR_END_OF_FILE).
-    pub fn first(&mut self, _session: &mut Session, _record: &mut [u8]) -> Result<bool> {
-        Err(NOT_YET)
+    /// index_first. False: end (HA_ERR_END_OF_FILE).
+    pub fn first(&mut self, session: &mut Session, record: &mut [u8]) -> Result<bool> {
+        self.open(session)?;
+        let found = self.engine.seek_first(&mut session.txn)?;
+        self.settle(session, found, false, None, record)
     }
     /// index_last.
-    pub fn last(&mut self, _session: &mut Session, _record: &mut [u8]) -> Result<bool> {
-        Err(NOT_YET)
+    pub fn last(&mut self, session: &mut Session, record: &mut [u8]) -> Result<bool> {
+        self.open(session)?;
+        let found = self.engine.seek_last(&mut session.txn)?;
+        self.settle(session, found, true, None, record)
     }
     /// index_next, rnd_next; the first one after `start` reads the first row.
-    pub fn next(&mut self, _session: &mut Session, _record: &mut [u8]) -> Result<bool> {
-        Err(NOT_YET)
+    #[inline]
+    pub fn next(&mut self, session: &mut Session, record: &mut [u8]) -> Result<bool> {
+        let found = match self.place {
+            Place::Unset | Place::BeforeFirst => return self.first(session, record),
+            Place::AfterLast => return Ok(false),
+            Place::On if self.is_open_for(session) => self.engine.next(&mut session.txn)?,
+            Place::On | Place::Detached => {
+                self.reopen(session)?;
+                self.engine.seek_after(&mut session.txn, &self.entry)?
+            }
+        };
+        self.settle(session, found, false, None, record)
     }
     /// index_prev; the first one after `start` reads the last row.
-    pub fn prev(&mut self, _session: &mut Session, _record: &mut [u8]) -> Result<bool> {
-        Err(NOT_YET)
+    pub fn prev(&mut self, session: &mut Session, record: &mut [u8]) -> Result<bool> {
+        let found = match self.place {
+            Place::Unset | Place::AfterLast => return self.last(session, record),
+            Place::BeforeFirst => return Ok(false),
+            Place::On if self.is_open_for(session) => self.engine.prev(&mut session.txn)?,
+            Place::On | Place::Detached => {
+                self.reopen(session)?;
+                self.engine.seek_before(&mut session.txn, &self.entry)?
+            }
+        };
+        self.settle(session, found, true, None, record)
     }
     /// index_next_same: the next with the same key tuple.
-    pub fn next_same(&mut self, _session: &mut Session, _tuple: &[u8], _record: &mut [u8]) -> Result<bool> {
-        Err(NOT_YET)
+    pub fn next_same(&mut self, session: &mut Session, tuple: &[u8], record: &mut [u8]) -> Result<bool> {
+        let index = self.index.ok_or(Error::Malformed("call: no index in use"))?;
+        let shape = self.encode_bound(index, tuple)?;
+        if self.table.layout.indexes[index].unique && shape.full && !shape.null {
+            return Ok(false);
+        }
+        let found = match self.place {
+            Place::Unset | Place::BeforeFirst | Place::AfterLast => return Ok(false),
+            Place::On if self.is_open_for(session) => self.engine.next(&mut session.txn)?,
+            Place::On | Place::Detached => {
+                self.reopen(session)?;
+                self.engine.seek_after(&mut session.txn, &self.entry)?
+            }
+        };
+        self.settle(session, found, false, Some(self.bound.len()), record)
     }
     /// rnd_pos: the row at a position that `position` or `duplicate_position` gave. False: it is gone. Needs no `start`, and leaves
     /// a scan where it was.
     pub fn read_position(
         &mut self,
-        _session: &mut Session,
-        _position: &[u8],
-        _record: &mut [u8],
+        session: &mut Session,
+        position: &[u8],
+        record: &mut [u8],
     ) -> Result<bool> {
-        Err(NOT_YET)
+        let key = position_key(position).ok_or(Error::Malformed("position"))?;
+        self.set_current(key);
+        self.fetch_current(session, record, false)
     }
     /// The position of the current row, into `position_length` bytes. Positions compare as bytes, in primary order.
-    pub fn position(&self, _position: &mut [u8]) {}
+    pub fn position(&self, position: &mut [u8]) {
+        put_position(&self.current.key, position);
+    }
     /// unlock_row: the current row was not wanted. In READ COMMITTED its lock goes, if this read took it.
-    pub fn unlock_row(&mut self, _session: &mut Session) {}
+    pub fn unlock_row(&mut self, session: &mut Session) {
+        // After a write the row may be one that was written, by another cursor of this session perhaps.
+        if self.current.row_as_of == Some((session.txn.id(), session.writes())) {
+            self.give_back_lock(session);
+        }
+    }
 
-    /// write_row. Locks what must stay unique; on `Duplicate` nothing was written and `duplicate_position` tells the other row. An
-    /// explicit AUTO_INCREMENT value moves the counter.
-    pub fn insert(&mut self, _session: &mut Session, _record: Record) -> Result<()> {
-        Err(NOT_YET)
+    fn give_back_lock(&mut self, session: &mut Session) {
+        if let Some((_, Granted::New)) = self.current.locked
+            && session.is_read_committed()
+        {
+            session.txn.unlock(self.table.state.primary_tree(), &self.current.key);
+            self.current.locked = None;
+            self.current.row_as_of = None;
+        }
     }
-    /// update_row: the current row becomes `new`. Columns that are equal in `old` (the image as it was read) and `new` keep their
-    /// stored value, so neither needs columns that were not read. The current row is then the new one.
-    pub fn update(&mut self, _session: &mut Session, _old: &[u8], _new: Record) -> Result<()> {
-        Err(NOT_YET)
+
+    fn encode_bound(&mut self, index: usize, tuple: &[u8]) -> Result<TupleShape> {
+        self.bound.clear();
+        let codec = &self.table.layout.indexes[index];
+        let collations = self.table.store.collations();
+        codec
+            .encode_tuple(tuple, collations, &mut self.scratch.weights, &mut self.bound)
+            .map_err(|_| MALFORMED_TUPLE)
     }
-    /// delete_row: removes the current row.
-    pub fn delete(&mut self, _session: &mut Session) -> Result<()> {
-        Err(NOT_YET)
+
+    fn tree(&self) -> engine::TreeId {
+        match self.index {
+            Some(index) => self.table.state.index_tree(index),
+            None => self.table.state.primary_tree(),
+        }
     }
-    /// The position of the row that made the last insert or update end in `Duplicate` (dup_ref).
-    pub fn duplicate_position(&self, _position: &mut [u8]) {}
+
+    fn open(&mut self, session: &mut Session) -> Result<()> {
+        let read = match self.lock {
+            RowLock::None => session.read_snapshot(),
+            _ => session.read_for_lock(),
+        };
+        self.engine.open(&mut session.txn, self.tree(), read)?;
+        self.opened_for = session.serial();
+        self.opened_as = read;
+        self.stale = false;
+        Ok(())
+    }
+
+    #[inline]
+    fn is_open_for(&self, session: &Session) -> bool {
+        self.opened_for == session.serial() && !self.stale
+    }
+
+    /// Opens the engine's cursor anew, after remembering where it was.
+    fn reopen(&mut self, session: &mut Session) -> Result<()> {
+        if self.place == Place::On {
+            self.entry.clear();
+            self.entry.extend_from_slice(self.engine.key());
+            self.place = Place::Detached;
+        }
+        self.open(session)
+    }
+
+    /// Moves the engine's cursor to where a read with `flag` has to look first.
+    fn seek_bound(&mut self, session: &mut Session, flag: ReadFlag, split: Option<usize>) -> Result<bool> {
+        use ReadFlag::*;
+        self.open(session)?;
+        let txn = &mut session.txn;
+        let whole = split.unwrap_or(self.bound.len());
+        let after =
+            matches!(flag, OrPrev | PrefixLast | PrefixLastOrPrev) || flag == After && split.is_none();
+        if !after {
+            let bound = &self.bound[..whole];
+            let backward = flag == Before && split.is_none();
+            let mut found = if backward {
+                self.engine.seek_before(txn, bound)?
+            } else if flag == Before {
+                // The entry itself may be before the extended tuple.
+                let mut next = bound.to_vec();
+                if successor(&mut next) {
+                    self.engine.seek_before(txn, &next)?
+                } else {
+                    self.engine.seek_last(txn)?
+                }
+            } else {
+                self.engine.seek(txn, bound)?
+            };
+            if found
+                && split.is_some()
+                && self.engine.key() == &self.bound[..whole]
+                && !self.extension_fits(flag)?
+            {
+                found = match flag {
+                    Exact | Prefix => false,
+                    Before => self.engine.prev(&mut session.txn)?,
+                    _ => self.engine.next(&mut session.txn)?,
+                };
+            }
+            return Ok(found);
+        }
+        self.entry.clear();
+        self.entry.extend_from_slice(&self.bound[..whole]);
+        let bounded = successor(&mut self.entry);
+        let mut found = match (flag, bounded) {
+            (After, true) => self.engine.seek(txn, &self.entry)?,
+            (After, false) => false,
+            (_, true) => self.engine.seek_before(txn, &self.entry)?,
+            (_, false) => self.engine.seek_last(txn)?,
+        };
+        if found
+            && split.is_some()
+            && self.engine.key() == &self.bound[..whole]
+            && !self.extension_fits(flag)?
+        {
+            found = flag != PrefixLast && self.engine.prev(&mut session.txn)?;
+        }
+        Ok(found)
+    }
+
+    /// For an entry of a unique index whose key equals the user's parts of an extended tuple: whether its primary key is where
+    /// `flag` wants it.
+    fn extension_fits(&self, flag: ReadFlag) -> Result<bool> {
+        use ReadFlag::*;
+        let index = self.index.ok_or(Error::Malformed("call: no index in use"))?;
+        let (primary, _) = self.table.layout.indexes[index]
+            .split(self.engine.key(), self.engine.value())
+            .map_err(self.table.garbled("an index entry"))?;
+        let extension = &self.bound[self.engine.key().len()..];
+        let inside = primary.starts_with(extension);
+        Ok(match flag {
+            Exact | Prefix | PrefixLast => inside,
+            OrNext => primary >= extension,
+            After => primary > extension && !inside,
+            OrPrev | PrefixLastOrPrev => inside || primary < extension,
+            Before => primary < extension,
+        })
+    }
+
+    /// Reads the row of the entry that was found, or of the next one in order whose row is there to be read.
+    #[inline]
+    fn settle(
+        &mut self,
+        session: &mut Session,
+        mut found: bool,
+        backward: bool,
+        prefix: Option<usize>,
+        record: &mut [u8],
+    ) -> Result<bool> {
+        loop {
+            if !found {
+                self.place = if backward { Place::BeforeFirst } else { Place::AfterLast };
+                return Ok(false);
+            }
+            self.place = Place::On;
+            if let Some(prefix) = prefix
+                && !self.engine.key().starts_with(&self.bound[..prefix])
+            {
+                return Ok(false);
+            }
+            if self.fetch(session, record)? {
+                return Ok(true);
+            }
+            if self.stale {
+                self.reopen(session)?;
+                found = match backward {
+                    false => self.engine.seek_after(&mut session.txn, &self.entry)?,
+                    true => self.engine.seek_before(&mut session.txn, &self.entry)?,
+                };
+                continue;
+            }
+            found = match backward {
+                false => self.engine.next(&mut session.txn)?,
+                true => self.engine.prev(&mut session.txn)?,
+            };
+        }
+    }
+
+    /// Reads the row of the entry that the engine's cursor stands on. False: there is none for this reader.
+    #[inline]
+    fn fetch(&mut self, session: &mut Session, record: &mut [u8]) -> Result<bool> {
+        let (key, value) = (self.engine.key(), self.engine.value());
+        if !self.moved.is_empty() && self.moved.contains(key) {
+            return Ok(false);
+        }
+        let layout = &self.table.layout;
+        let secondary = self.index.filter(|index| layout.descriptor.primary != Some(*index));
+        let Some(index) = secondary else {
+            self.current.set(key);
+            if self.lock != RowLock::None {
+                return self.fetch_current(session, record, false);
+            }
+            if self.columns.wants_blobs {
+                self.current.row.clear();
+                self.current.row.extend_from_slice(value);
+            }
+            let row = if self.columns.wants_blobs { &self.current.row } else { value };
+            return decode(layout, &self.columns.program, row, key, record, &self.table).map(|()| true);
+        };
+        let codec = &layout.indexes[index];
+        let (primary, _) = codec.split(key, value).map_err(self.table.garbled("an index entry"))?;
+        self.current.set(primary);
+        if self.covered && self.lock == RowLock::None {
+            codec
+                .decode(key, value, record, &mut self.scratch.weights)
+                .map_err(self.table.garbled("an index entry"))?;
+            return Ok(true);
+        }
+        self.fetch_current(session, record, true)
+    }
+
+    /// Reads the current row by its primary key, under a lock if the reads lock. `entry`: an entry of the index in use led to it.
+    fn fetch_current(&mut self, session: &mut Session, record: &mut [u8], entry: bool) -> Result<bool> {
+        if self.lock != RowLock::None {
+            return self.fetch_locked(session, record, entry);
+        }
+        let table = &self.table;
+        let (tree, read) = (table.state.primary_tree(), session.read_snapshot());
+        let (current, columns) = (&mut self.current, &self.columns);
+        let (key, kept) = (&current.key, &mut current.row);
+        let found = if columns.wants_blobs {
+            let found = session.txn.get(tree, key, read, |row| {
+                kept.clear();
+                kept.extend_from_slice(row);
+            })?;
+            found.map(|()| decode(&table.layout, &columns.program, kept, key, record, table))
+        } else {
+            session.txn.get(tree, key, read, |row| {
+                decode(&table.layout, &columns.program, row, key, record, table)
+            })?
+        };
+        match found {
+            Some(decoded) => decoded.map(|()| true),
+            None if entry => Err(Error::Corrupt(format!(
+                "table {}: an entry of index {:?} has no row",
+                table.path, self.index
+            ))),
+            None => Ok(false),
+        }
+    }
+
+    fn fetch_locked(&mut self, session: &mut Session, record: &mut [u8], entry: bool) -> Result<bool> {
+        let tree = self.table.state.primary_tree();
+        let mode = if self.lock == RowLock::Shared { LockMode::Shared } else { LockMode::Exclusive };
+        let granted = session.lock(tree, &self.current.key, mode)?;
+        self.current.locked = Some((mode, granted));
+        let kept = &mut self.current.row;
+        let found = session.txn.get(tree, &self.current.key, ReadAs::Newest, |row| {
+            kept.clear();
+            kept.extend_from_slice(row);
+        })?;
+        if found.is_none() || entry && !self.entry_is_current()? {
+            self.give_back_lock(session);
+            // Others were here since the cursor was opened: what they wrote further on is wanted too.
+            self.stale = self.place == Place::On && self.opened_as == ReadAs::Newest;
+            return Ok(false);
+        }
+        self.current.row_as_of = Some((session.txn.id(), session.writes()));
+        let current = &self.current;
+        decode(&self.table.layout, &self.columns.program, &current.row, &current.key, record, &self.table)?;
+        Ok(true)
+    }
+
+    /// Whether the current row, as it is now, still makes the entry that led to it.
+    fn entry_is_current(&mut self) -> Result<bool> {
+        let Some(index) = self.index else { return Ok(true) };
+        let (layout, scratch) = (&self.table.layout, &mut self.scratch);
+        let row = &self.current.row[..];
+        layout.rows.parse(row, &self.current.key, &mut scratch.parts).map_err(self.table.garbled("a row"))?;
+        let parts = &scratch.parts;
+        layout.indexes[index]
+            .entry(
+                &|field| Ok(layout.rows.value(field, row, parts)),
+                &self.current.key,
+                self.table.store.collations(),
+                &mut scratch.weights,
+                (&mut scratch.entry_key, &mut scratch.entry_value),
+            )
+            .map_err(self.table.garbled("a row"))?;
+        let entry = if self.place == Place::On { self.engine.key() } else { &self.entry };
+        Ok(scratch.entry_key == entry)
+    }
+
+    /// The row whose primary key is the bound.
+    fn read_point(&mut self, session: &mut Session, record: &mut [u8]) -> Result<bool> {
+        self.detach();
+        self.current.set(&self.bound);
+        self.fetch_current(session, record, false)
+    }
+
+    /// The row of a unique index's entry whose key is the bound.
+    fn read_unique(&mut self, session: &mut Session, index: usize, record: &mut [u8]) -> Result<bool> {
+        let tree = self.tree();
+        let read = if self.lock == RowLock::None { session.read_snapshot() } else { session.read_for_lock() };
+        let (codec, current) = (&self.table.layout.indexes[index], &mut self.current);
+        let (bound, scratch) = (&self.bound, &mut self.scratch.weights);
+        let covered = self.covered && self.lock == RowLock::None;
+        let found = session.txn.get(tree, bound, read, |value| {
+            let (primary, _) = codec.split(bound, value)?;
+            current.set(primary);
+            if covered { codec.decode(bound, value, record, scratch) } else { Ok(()) }
+        })?;
+        self.detach();
+        match found {
+            None => Ok(false),
+            Some(decoded) => {
+                decoded.map_err(self.table.garbled("an index entry"))?;
+                if covered { Ok(true) } else { self.fetch_current(session, record, true) }
+            }
+        }
+    }
+
+    /// Stands on the bound without the engine's cursor.
+    fn detach(&mut self) {
+        std::mem::swap(&mut self.entry, &mut self.bound);
+        self.bound.clear();
+        self.bound.extend_from_slice(&self.entry);
+        self.place = Place::Detached;
+    }
+
+    fn set_current(&mut self, key: &[u8]) {
+        self.current.set(key);
+    }
+}
+
+impl Current {
+    #[inline]
+    pub(crate) fn set(&mut self, key: &[u8]) {
+        self.key.clear();
+        self.key.extend_from_slice(key);
+        self.known = true;
+        self.row_as_of = None;
+        self.locked = None;
+    }
+}
+
+#[inline]
+fn decode(
+    layout: &Layout,
+    program: &Program,
+    row: &[u8],
+    key: &[u8],
+    record: &mut [u8],
+    table: &Table,
+) -> Result<()> {
+    layout.rows.decode(program, row, key, record).map_err(table.garbled("a row"))
+}
+
+/// A position is the primary key, zeros, and its length.
+pub(crate) fn put_position(key: &[u8], position: &mut [u8]) {
+    let room = position.len() - 2;
+    let len = key.len().min(room);
+    position[..len].copy_from_slice(&key[..len]);
+    position[len..room].fill(0);
+    position[room..].copy_from_slice(&(len as u16).to_be_bytes());
+}
+
+fn position_key(position: &[u8]) -> Option<&[u8]> {
+    let (key, len) = position.split_last_chunk::<2>()?;
+    key.get(..usize::from(u16::from_be_bytes(*len)))
 }

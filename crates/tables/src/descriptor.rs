@@ -2,7 +2,7 @@
 //!
 //! Filled once when the server opens a table; everything else in this crate is driven by it.
 
-use crate::Result;
+use crate::{Error, Result};
 
 /// The caller's name for a collation (a pointer to the server's CHARSET_INFO, say). Never stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -155,6 +155,53 @@ pub struct Descriptor {
 impl Descriptor {
     /// Checks that it makes sense: offsets inside the record, parts name columns, a primary key without NULLs and so on.
     pub fn check(&self) -> Result<()> {
-        Ok(())
+        let ensure = |fine: bool, what| if fine { Ok(()) } else { Err(Error::Malformed(what)) };
+        ensure(self.null_bytes <= self.record_length, "descriptor: null bytes beyond the record")?;
+        for field in &self.fields {
+            let bytes = field.pack_length;
+            let inside = field.offset.checked_add(bytes).is_some_and(|end| end <= self.record_length);
+            ensure(inside, "descriptor: a column beyond the record")?;
+            ensure(
+                field.null.is_none_or(|(at, bit)| at < self.null_bytes && bit.is_power_of_two()),
+                "descriptor: a null bit outside the null bytes",
+            )?;
+            let fits = match field.kind {
+                Kind::Int | Kind::UInt => (1..=8).contains(&bytes),
+                Kind::Float => bytes == 4,
+                Kind::Double => bytes == 8,
+                Kind::Fixed => true,
+                Kind::Char => !matches!(field.order, TextOrder::Bytes | TextOrder::Weights),
+                Kind::VarChar => {
+                    (1..=2).contains(&field.length_bytes) && u32::from(field.length_bytes) <= bytes
+                }
+                Kind::Blob => {
+                    (1..=4).contains(&field.length_bytes) && u32::from(field.length_bytes) + 8 == bytes
+                }
+            };
+            ensure(fits, "descriptor: a column's length or order does not fit its kind")?;
+            if let TextOrder::WeightsSpacePadded { space_bytes, .. } = field.order {
+                ensure((1..=4).contains(&space_bytes), "descriptor: the weight of a space")?;
+            }
+        }
+        for index in &self.indexes {
+            ensure(!index.parts.is_empty(), "descriptor: an index without parts")?;
+            for part in index.parts.iter().chain(&index.extension) {
+                let field = self.fields.get(part.field);
+                let field = field.ok_or(Error::Malformed("descriptor: an index part without a column"))?;
+                ensure(
+                    field.storage != Storage::Absent,
+                    "descriptor: an index on a column that is not kept",
+                )?;
+            }
+        }
+        if let Some(primary) = self.primary {
+            let primary = self.indexes.get(primary).ok_or(Error::Malformed("descriptor: the primary key"))?;
+            let nullable = primary.parts.iter().any(|part| self.fields[part.field].null.is_some());
+            ensure(!nullable, "descriptor: a primary key with NULLs")?;
+        }
+        ensure(
+            self.auto_increment.is_none_or(|field| field < self.fields.len()),
+            "descriptor: the auto-increment column",
+        )
     }
 }

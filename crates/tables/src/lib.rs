@@ -9,9 +9,15 @@ mod catalogue;
 mod cursor;
 mod descriptor;
 mod error;
+mod keys;
+mod layout;
+mod rows;
 mod session;
+mod statistics;
 mod store;
 mod table;
+mod varint;
+mod write;
 
 pub use catalogue::Definition;
 pub use cursor::{ReadFlag, Record, RowCursor, RowLock};

@@ -1,52 +1,248 @@
 //! A connection's transaction: statements, savepoints, row counts that follow commit and rollback.
+//!
+//! * What a transaction did to a table's row count reaches the table when it commits, not before, and not if it rolls back.
+//! * The next auto-increment value of each table that got rows is written with the commit, so a restart knows it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::{Error, Result};
+use engine::{Granted, Interrupt, Isolation, LockMode, LockWait, Mark, ReadAs, TreeId, Txn};
 
-/// A place to roll back to.
-#[derive(Clone, Debug)]
-pub struct Savepoint {}
+use crate::catalogue::{CATALOGUE, Space, table_key};
+use crate::table::TableState;
+use crate::{Result, Store};
 
-/// One connection's transactions, one after another. Driven by one thread at a time.
-pub struct Session {}
+const LOCK_TIMEOUT: Duration = Duration::from_secs(50);
 
-const NOT_YET: Error = Error::Malformed("call: this build has signatures only");
+/// A place to roll back to. Means nothing after the end of its transaction.
+#[derive(Clone, Copy, Debug)]
+pub struct Savepoint {
+    mark: Mark,
+    counts_start: usize,
+    counts_end: usize,
+}
+
+/// One connection's transactions, one after another. Driven by one thread at a time; dropping it rolls back.
+pub struct Session {
+    pub(crate) txn: Txn,
+    store: Arc<Store>,
+    interrupted: Box<dyn Fn() -> bool + Send>,
+    lock_timeout: Duration,
+    repeatable: bool,
+    finds_conflicts: bool,
+    snapshot_taken: bool,
+    /// Grows with each statement, commit and rollback: cursors opened before must look again.
+    serial: u64,
+    /// Grows with each write or rollback of writes.
+    writes: u64,
+    changes: Vec<TableChange>,
+    /// Counts of `changes` at each savepoint of this transaction.
+    history: Vec<Counts>,
+    statement: Option<Savepoint>,
+    statement_history: Vec<Counts>,
+}
+
+struct TableChange {
+    table: Arc<TableState>,
+    counts: Counts,
+}
+
+/// What a transaction did to a table.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) rows: i64,
+    pub(crate) changed: u64,
+    pub(crate) auto_increment: bool,
+}
 
 impl Session {
+    pub(crate) fn new(store: Arc<Store>, interrupted: Box<dyn Fn() -> bool + Send>) -> Self {
+        Self {
+            txn: store.engine().begin(),
+            store,
+            interrupted,
+            lock_timeout: LOCK_TIMEOUT,
+            repeatable: true,
+            finds_conflicts: true,
+            snapshot_taken: false,
+            serial: 0,
+            writes: 0,
+            changes: Vec::new(),
+            history: Vec::new(),
+            statement: None,
+            statement_history: Vec::new(),
+        }
+    }
+
     /// Isolation for the transaction that has not read or written yet: true is REPEATABLE READ, false READ COMMITTED.
-    pub fn set_repeatable_read(&mut self, _yes: bool) {}
+    pub fn set_repeatable_read(&mut self, yes: bool) {
+        self.repeatable = yes;
+        self.txn.set_isolation(if yes { Isolation::RepeatableRead } else { Isolation::ReadCommitted });
+    }
+    /// Whether a write in REPEATABLE READ to a row that changed after the snapshot fails (it does unless told otherwise).
+    pub fn set_conflict_detection(&mut self, on: bool) {
+        self.finds_conflicts = on;
+        self.txn.set_conflict_detection(on);
+    }
     /// START TRANSACTION WITH CONSISTENT SNAPSHOT.
-    pub fn snapshot_now(&mut self) {}
+    pub fn snapshot_now(&mut self) {
+        self.txn.snapshot_now();
+        self.snapshot_taken = true;
+    }
     /// How long a lock is waited for (50 s unless set).
-    pub fn set_lock_timeout(&mut self, _timeout: Duration) {}
+    pub fn set_lock_timeout(&mut self, timeout: Duration) {
+        self.lock_timeout = timeout;
+    }
 
     /// A statement starts: remembers where to roll back to; in READ COMMITTED the next read takes a fresh snapshot.
     /// Once for each statement, however many tables it uses.
-    pub fn statement_begin(&mut self) {}
+    pub fn statement_begin(&mut self) {
+        self.serial += 1;
+        self.txn.statement_begin();
+        self.statement_history.clear();
+        self.statement_history.extend(self.changes.iter().map(|change| change.counts));
+        self.statement = Some(Savepoint { mark: self.txn.mark(), counts_start: 0, counts_end: 0 });
+    }
     /// The statement failed: undoes its writes. Locks stay.
-    pub fn statement_rollback(&mut self) {}
+    pub fn statement_rollback(&mut self) {
+        let Some(statement) = self.statement else { return };
+        let history = std::mem::take(&mut self.statement_history);
+        self.undo(statement.mark, &history);
+        self.statement_history = history;
+    }
 
     /// Marks a place (SAVEPOINT).
     pub fn savepoint(&mut self) -> Savepoint {
-        Savepoint {}
+        let counts_start = self.history.len();
+        self.history.extend(self.changes.iter().map(|change| change.counts));
+        Savepoint { mark: self.txn.mark(), counts_start, counts_end: self.history.len() }
     }
     /// Undoes all writes made since `savepoint`, which stays usable.
-    pub fn rollback_to(&mut self, _savepoint: &Savepoint) {}
+    pub fn rollback_to(&mut self, savepoint: &Savepoint) {
+        let history = std::mem::take(&mut self.history);
+        self.undo(
+            savepoint.mark,
+            history.get(savepoint.counts_start..savepoint.counts_end).unwrap_or_default(),
+        );
+        self.history = history;
+        // A statement that started since can not be undone a second time, and one that started before still can.
+        self.statement = None;
+    }
+
+    fn undo(&mut self, mark: Mark, counts: &[Counts]) {
+        self.txn.rollback_to(mark);
+        self.writes += 1;
+        self.serial += 1;
+        for (i, change) in self.changes.iter_mut().enumerate() {
+            // A value that was handed out may be in the commit all the same: the mark is kept.
+            let auto_increment = change.counts.auto_increment;
+            change.counts = Counts { auto_increment, ..counts.get(i).copied().unwrap_or_default() };
+        }
+    }
 
     /// Durable and visible on return; on an error all is rolled back.
     pub fn commit(&mut self) -> Result<()> {
-        Err(NOT_YET)
+        let result = self.write_counters().and_then(|()| Ok(self.txn.commit()?));
+        match result {
+            Ok(_) => {
+                self.changes.iter().for_each(|change| change.table.apply(&change.counts));
+                self.end();
+                Ok(())
+            }
+            Err(error) => {
+                self.rollback();
+                Err(error)
+            }
+        }
     }
     /// Undoes everything and lets go of all locks.
-    pub fn rollback(&mut self) {}
+    pub fn rollback(&mut self) {
+        self.txn.rollback();
+        self.end();
+    }
     /// Whether a commit would write anything.
     pub fn has_writes(&self) -> bool {
-        false
+        self.txn.has_writes()
     }
     /// Ends a lock wait of this session from another thread (KILL).
-    /// (Becomes `engine::Interrupt` as soon as the facade is on main.)
-    pub fn interrupt_handle(&self) -> Box<dyn Fn() + Send + Sync> {
-        Box::new(|| ())
+    pub fn interrupt_handle(&self) -> Interrupt {
+        self.txn.interrupt_handle()
+    }
+    /// The store it works on.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    fn end(&mut self) {
+        self.changes.clear();
+        self.history.clear();
+        self.statement = None;
+        self.snapshot_taken = false;
+        self.serial += 1;
+        self.writes += 1;
+    }
+
+    fn write_counters(&mut self) -> Result<()> {
+        if !self.txn.has_writes() {
+            return Ok(());
+        }
+        for change in &self.changes {
+            if change.counts.auto_increment {
+                let key = table_key(Space::AutoIncrement, change.table.id);
+                self.txn.put(CATALOGUE, &key, &change.table.next_auto_increment().to_le_bytes())?;
+            }
+            if let Some(statistics) = change.table.statistics_due(&change.counts) {
+                self.txn.put(CATALOGUE, &table_key(Space::Statistics, change.table.id), &statistics)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes what was done to a table; counts once the transaction commits.
+    #[inline]
+    pub(crate) fn note(&mut self, table: &Arc<TableState>, rows: i64, auto_increment: bool) {
+        self.writes += 1;
+        let at = match self.changes.iter().rposition(|change| Arc::ptr_eq(&change.table, table)) {
+            Some(at) => at,
+            None => {
+                self.changes.push(TableChange { table: Arc::clone(table), counts: Counts::default() });
+                self.changes.len() - 1
+            }
+        };
+        let counts = &mut self.changes[at].counts;
+        counts.rows += rows;
+        counts.changed += 1;
+        counts.auto_increment |= auto_increment;
+    }
+
+    #[inline]
+    pub(crate) fn serial(&self) -> (u64, u64) {
+        (self.txn.id(), self.serial)
+    }
+    #[inline]
+    pub(crate) fn writes(&self) -> u64 {
+        self.writes
+    }
+
+    /// For reads that lock nothing.
+    #[inline]
+    pub(crate) fn read_snapshot(&mut self) -> ReadAs {
+        self.snapshot_taken = true;
+        ReadAs::Snapshot
+    }
+    /// For reads that lock: the newest rows, or the snapshot's if a lock vouches that they are the newest.
+    #[inline]
+    pub(crate) fn read_for_lock(&self) -> ReadAs {
+        let vouched = self.repeatable && self.snapshot_taken && self.finds_conflicts;
+        if vouched { ReadAs::Snapshot } else { ReadAs::Newest }
+    }
+    #[inline]
+    pub(crate) fn is_read_committed(&self) -> bool {
+        !self.repeatable
+    }
+
+    pub(crate) fn lock(&mut self, tree: TreeId, key: &[u8], mode: LockMode) -> Result<Granted> {
+        let wait = LockWait { timeout: self.lock_timeout, interrupted: &*self.interrupted };
+        Ok(self.txn.lock(tree, key, mode, &wait)?)
     }
 }

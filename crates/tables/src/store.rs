@@ -2,10 +2,24 @@
 //!
 //! A *path* is `database/table` in the server's file-name encoding; a leading `./` is ignored. Every call is one engine
 //! transaction, durable when it returns; none takes part in a session's transaction.
+//!
+//! * A definition and the trees that it names appear and vanish in one commit.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
+use engine::{Cursor, Engine, LockMode, LockWait, ReadAs, Txn};
+use parking_lot::Mutex;
+
+use crate::catalogue::{CATALOGUE, FORMAT, Space, Trees, key, table_key};
+use crate::layout::Layout;
+use crate::session::Counts;
+use crate::table::{TableState, path_key};
 use crate::{Collations, Definition, Descriptor, Error, Result, Session, Table};
+
+/// How long a DDL step waits for another one on the same name.
+const DDL_WAIT: Duration = Duration::from_secs(50);
 
 /// The images that the server needs to recognise a table.
 #[derive(Clone, Copy, Debug, Default)]
@@ -17,92 +31,340 @@ pub struct TableImages<'a> {
 }
 
 /// All tables of one engine.
-pub struct Store {}
-
-const NOT_YET: Error = Error::Malformed("call: this build has signatures only");
+pub struct Store {
+    engine: Arc<Engine>,
+    collations: Arc<dyn Collations>,
+    states: Mutex<BTreeMap<u64, Arc<TableState>>>,
+}
 
 impl Store {
     /// Opens the catalogue, making it in a fresh engine; an unknown catalogue format is refused by name.
-    /// (The engine becomes the first argument as soon as its facade is on main: `engine: Arc<engine::Engine>`.)
-    pub fn open(_collations: Arc<dyn Collations>) -> Result<Arc<Store>> {
-        Err(NOT_YET)
+    pub fn open(engine: Arc<Engine>, collations: Arc<dyn Collations>) -> Result<Arc<Store>> {
+        let store = Arc::new(Self { engine, collations, states: Mutex::new(BTreeMap::new()) });
+        let format_key = key(Space::Format, &[]);
+        let format =
+            store.read(|txn| Ok(txn.get(CATALOGUE, &format_key, ReadAs::Newest, <[u8]>::to_vec)?))?;
+        match format {
+            Some(format) if format == FORMAT => {}
+            Some(other) => {
+                return Err(Error::Corrupt(format!(
+                    "the catalogue has format {:?}; this program knows {:?}",
+                    String::from_utf8_lossy(&other),
+                    String::from_utf8_lossy(FORMAT)
+                )));
+            }
+            None => store.change(|txn| Ok(txn.put(CATALOGUE, &format_key, FORMAT)?))?,
+        }
+        Ok(store)
     }
-    /// Writes exact row counts and auto-increment marks. Call before the engine is closed.
+    /// Writes exact row counts of all tables that were used. Call before the engine is closed.
     pub fn close(&self) -> Result<()> {
-        Err(NOT_YET)
+        let states: Vec<_> = self.states.lock().values().cloned().collect();
+        self.change(|txn| {
+            for state in &states {
+                let statistics = state.stored_statistics(&Counts::default()).encode();
+                txn.put(CATALOGUE, &table_key(Space::Statistics, state.id), &statistics)?;
+            }
+            Ok(())
+        })
+    }
+    /// The engine below.
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+    pub(crate) fn collations(&self) -> &dyn Collations {
+        &*self.collations
     }
 
     /// Makes an empty table. `auto_increment` is the first value handed out (0 is taken as 1).
     pub fn create(
         &self,
-        _path: &str,
-        _descriptor: &Descriptor,
-        _images: TableImages,
-        _auto_increment: u64,
+        path: &str,
+        descriptor: &Descriptor,
+        images: TableImages,
+        auto_increment: u64,
     ) -> Result<()> {
-        Err(NOT_YET)
+        descriptor.check()?;
+        let path = normal(path);
+        let layout = Layout::new(descriptor.clone());
+        let trees = self.allocate(descriptor);
+        let definition = Definition {
+            table: u64::from(trees.primary.0),
+            version: 1,
+            frm: images.frm.to_vec(),
+            par: images.par.to_vec(),
+            fingerprint: layout.fingerprint(),
+            trees,
+        };
+        self.change(|txn| {
+            if self.locked_definition(txn, path)?.is_some() {
+                return Err(Error::TableExists(path.to_owned()));
+            }
+            claim(txn, &definition.trees)?;
+            txn.put(CATALOGUE, &path_key(path), &definition.encode())?;
+            if auto_increment > 1 {
+                let key = table_key(Space::AutoIncrement, definition.table);
+                txn.put(CATALOGUE, &key, &auto_increment.to_le_bytes())?;
+            }
+            Ok(())
+        })
     }
     /// Removes a table: gone when it returns, its space comes back later.
-    pub fn drop_table(&self, _path: &str) -> Result<()> {
-        Err(NOT_YET)
+    pub fn drop_table(&self, path: &str) -> Result<()> {
+        let path = normal(path);
+        let dropped = self.change(|txn| self.drop_in(txn, path))?;
+        self.states.lock().remove(&dropped);
+        Ok(())
     }
     /// Renames a table, to another database too. Statistics and counters stay.
-    pub fn rename(&self, _from: &str, _to: &str) -> Result<()> {
-        Err(NOT_YET)
+    pub fn rename(&self, from: &str, to: &str) -> Result<()> {
+        let (from, to) = (normal(from), normal(to));
+        self.change(|txn| {
+            let definition =
+                self.locked_definition(txn, from)?.ok_or_else(|| Error::NoSuchTable(from.to_owned()))?;
+            if self.locked_definition(txn, to)?.is_some() {
+                return Err(Error::TableExists(to.to_owned()));
+            }
+            txn.delete(CATALOGUE, &path_key(from))?;
+            Ok(txn.put(CATALOGUE, &path_key(to), &definition.encode())?)
+        })
     }
     /// Puts new images in place of the old (in-place ALTER, partition metadata); rows are not touched, so the stored layout
     /// that follows from `descriptor` must be the old one.
-    pub fn set_images(&self, _path: &str, _descriptor: &Descriptor, _images: TableImages) -> Result<()> {
-        Err(NOT_YET)
+    pub fn set_images(&self, path: &str, descriptor: &Descriptor, images: TableImages) -> Result<()> {
+        descriptor.check()?;
+        let path = normal(path);
+        let fingerprint = Layout::new(descriptor.clone()).fingerprint();
+        self.change(|txn| {
+            let mut definition =
+                self.locked_definition(txn, path)?.ok_or_else(|| Error::NoSuchTable(path.to_owned()))?;
+            check_fingerprint(path, &definition, fingerprint)?;
+            definition.version += 1;
+            definition.frm = images.frm.to_vec();
+            definition.par = images.par.to_vec();
+            Ok(txn.put(CATALOGUE, &path_key(path), &definition.encode())?)
+        })
     }
     /// What the catalogue knows of a table; `None` if there is no such table.
-    pub fn definition(&self, _path: &str) -> Result<Option<Definition>> {
-        Err(NOT_YET)
+    pub fn definition(&self, path: &str) -> Result<Option<Definition>> {
+        let path = normal(path);
+        self.read(|txn| definition_in(txn, path))
     }
     /// Whether there is such a table.
-    pub fn exists(&self, _path: &str) -> Result<bool> {
-        Err(NOT_YET)
+    pub fn exists(&self, path: &str) -> Result<bool> {
+        let key = path_key(normal(path));
+        self.read(|txn| Ok(txn.get(CATALOGUE, &key, ReadAs::Newest, |_| ())?.is_some()))
     }
     /// Calls `each` with the file name (no directory) of every table in a database, in order; `#sql…` and `#P#` ones too.
-    pub fn list(&self, _database: &str, _each: &mut dyn FnMut(&str)) -> Result<()> {
-        Err(NOT_YET)
+    pub fn list(&self, database: &str, each: &mut dyn FnMut(&str)) -> Result<()> {
+        let prefix = directory(normal(database));
+        self.walk(Space::Table, prefix.as_bytes(), |path, _| {
+            each(path.strip_prefix(&prefix).unwrap_or(path));
+            Ok(())
+        })
     }
     /// Names of all databases that hold a table or a file, in order.
     pub fn databases(&self) -> Result<Vec<String>> {
-        Err(NOT_YET)
+        let mut names = std::collections::BTreeSet::new();
+        for space in [Space::Table, Space::File] {
+            self.walk(space, b"", |path, _| {
+                if let Some((database, _)) = path.split_once('/')
+                    && !names.contains(database)
+                {
+                    names.insert(database.to_owned());
+                }
+                Ok(())
+            })?;
+        }
+        Ok(names.into_iter().collect())
     }
     /// Drops every table whose path starts with `database/` and forgets its files: DROP DATABASE.
-    pub fn drop_database(&self, _database: &str) -> Result<()> {
-        Err(NOT_YET)
+    pub fn drop_database(&self, database: &str) -> Result<()> {
+        let prefix = directory(normal(database));
+        let (mut tables, mut files) = (Vec::new(), Vec::new());
+        self.walk(Space::Table, prefix.as_bytes(), |path, _| {
+            tables.push(path.to_owned());
+            Ok(())
+        })?;
+        self.walk(Space::File, prefix.as_bytes(), |name, _| {
+            files.push(name.to_owned());
+            Ok(())
+        })?;
+        let dropped = self.change(|txn| {
+            for file in &files {
+                txn.delete(CATALOGUE, &key(Space::File, file.as_bytes()))?;
+            }
+            tables.iter().map(|path| self.drop_in(txn, path)).collect::<Result<Vec<u64>>>()
+        })?;
+        let mut states = self.states.lock();
+        for table in dropped {
+            states.remove(&table);
+        }
+        Ok(())
     }
 
     /// Opens a table for reading and writing. Cheap; one for each handler is fine.
-    pub fn open_table(self: &Arc<Self>, _path: &str, _descriptor: Descriptor) -> Result<Arc<Table>> {
-        Err(NOT_YET)
+    pub fn open_table(self: &Arc<Self>, path: &str, descriptor: Descriptor) -> Result<Arc<Table>> {
+        descriptor.check()?;
+        let path = normal(path);
+        let definition = self.definition(path)?.ok_or_else(|| Error::NoSuchTable(path.to_owned()))?;
+        let layout = Layout::new(descriptor);
+        check_fingerprint(path, &definition, layout.fingerprint())?;
+        // Held while the counters are recovered, so that nobody hands out values from counters that are not there yet.
+        let mut states = self.states.lock();
+        let known = states.get(&definition.table).cloned();
+        let is_known = known.is_some();
+        let state = known.unwrap_or_else(|| Arc::new(TableState::new(definition.table, &definition.trees)));
+        let table = Table::new(Arc::clone(self), path.to_owned(), layout, Arc::clone(&state), &definition);
+        if !is_known {
+            table.recover_counters()?;
+            states.insert(definition.table, state);
+        }
+        Ok(Arc::new(table))
     }
     /// A connection's session. `interrupted` is polled during lock waits (thd_kill_level).
-    pub fn session(self: &Arc<Self>, _interrupted: Box<dyn Fn() -> bool + Send>) -> Session {
-        Session {}
+    pub fn session(self: &Arc<Self>, interrupted: Box<dyn Fn() -> bool + Send>) -> Session {
+        Session::new(Arc::clone(self), interrupted)
     }
 
     /// Keeps a file under its path relative to the data directory (`shop/db.opt`, `shop/v.frm`, `shop/t.TRG`, `shop/p.par`).
-    pub fn file_put(&self, _name: &str, _bytes: &[u8]) -> Result<()> {
-        Err(NOT_YET)
+    pub fn file_put(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        self.files_apply(&[(name, Some(bytes))])
     }
     /// Several at once, in one transaction: `None` removes.
-    pub fn files_apply(&self, _changes: &[(&str, Option<&[u8]>)]) -> Result<()> {
-        Err(NOT_YET)
+    pub fn files_apply(&self, changes: &[(&str, Option<&[u8]>)]) -> Result<()> {
+        self.change(|txn| {
+            for (name, bytes) in changes {
+                let key = key(Space::File, normal(name).as_bytes());
+                match bytes {
+                    Some(bytes) => txn.put(CATALOGUE, &key, bytes)?,
+                    None => txn.delete(CATALOGUE, &key)?,
+                }
+            }
+            Ok(())
+        })
     }
     /// Its bytes.
-    pub fn file_get(&self, _name: &str) -> Result<Option<Vec<u8>>> {
-        Err(NOT_YET)
+    pub fn file_get(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        let key = key(Space::File, normal(name).as_bytes());
+        self.read(|txn| Ok(txn.get(CATALOGUE, &key, ReadAs::Newest, <[u8]>::to_vec)?))
     }
     /// Forgets a file; an absent one is fine.
-    pub fn file_remove(&self, _name: &str) -> Result<()> {
-        Err(NOT_YET)
+    pub fn file_remove(&self, name: &str) -> Result<()> {
+        self.files_apply(&[(name, None)])
     }
     /// Calls `each` with name and bytes of every file under `directory` (all with `""`), in order.
-    pub fn files(&self, _directory: &str, _each: &mut dyn FnMut(&str, &[u8])) -> Result<()> {
-        Err(NOT_YET)
+    pub fn files(&self, under: &str, each: &mut dyn FnMut(&str, &[u8])) -> Result<()> {
+        let prefix = if under.is_empty() { String::new() } else { directory(normal(under)) };
+        self.walk(Space::File, prefix.as_bytes(), |name, bytes| {
+            each(name, bytes);
+            Ok(())
+        })
     }
+
+    /// Gives a table new, empty trees.
+    pub(crate) fn truncate(&self, path: &str) -> Result<Trees> {
+        self.change(|txn| {
+            let mut definition =
+                self.locked_definition(txn, path)?.ok_or_else(|| Error::NoSuchTable(path.to_owned()))?;
+            for tree in definition.trees.all() {
+                txn.drop_tree(tree);
+            }
+            let mut fresh = Trees { primary: self.engine.allocate_tree(), indexes: Vec::new() };
+            for index in &definition.trees.indexes {
+                fresh.indexes.push(index.map(|_| self.engine.allocate_tree()));
+            }
+            claim(txn, &fresh)?;
+            definition.trees = fresh;
+            txn.delete(CATALOGUE, &table_key(Space::AutoIncrement, definition.table))?;
+            txn.delete(CATALOGUE, &table_key(Space::Statistics, definition.table))?;
+            txn.put(CATALOGUE, &path_key(path), &definition.encode())?;
+            Ok(definition.trees)
+        })
+    }
+
+    /// Runs `f` in a transaction of its own and commits it.
+    pub(crate) fn change<T>(&self, f: impl FnOnce(&mut Txn) -> Result<T>) -> Result<T> {
+        let mut txn = self.engine.begin();
+        let value = f(&mut txn)?;
+        txn.commit()?;
+        Ok(value)
+    }
+
+    fn read<T>(&self, f: impl FnOnce(&mut Txn) -> Result<T>) -> Result<T> {
+        f(&mut self.engine.begin())
+    }
+
+    fn allocate(&self, descriptor: &Descriptor) -> Trees {
+        let primary = self.engine.allocate_tree();
+        let own = |index| (descriptor.primary != Some(index)).then(|| self.engine.allocate_tree());
+        Trees { primary, indexes: (0..descriptor.indexes.len()).map(own).collect() }
+    }
+
+    fn locked_definition(&self, txn: &mut Txn, path: &str) -> Result<Option<Definition>> {
+        let wait = LockWait { timeout: DDL_WAIT, interrupted: &|| false };
+        txn.lock(CATALOGUE, &path_key(path), LockMode::Exclusive, &wait)?;
+        definition_in(txn, path)
+    }
+
+    fn drop_in(&self, txn: &mut Txn, path: &str) -> Result<u64> {
+        let definition =
+            self.locked_definition(txn, path)?.ok_or_else(|| Error::NoSuchTable(path.to_owned()))?;
+        for tree in definition.trees.all() {
+            txn.drop_tree(tree);
+        }
+        txn.delete(CATALOGUE, &path_key(path))?;
+        txn.delete(CATALOGUE, &table_key(Space::AutoIncrement, definition.table))?;
+        txn.delete(CATALOGUE, &table_key(Space::Statistics, definition.table))?;
+        Ok(definition.table)
+    }
+
+    /// Calls `each` with name and value of all entries of a space that start with `prefix`, in order.
+    fn walk(
+        &self,
+        space: Space,
+        prefix: &[u8],
+        mut each: impl FnMut(&str, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let prefix = key(space, prefix);
+        let mut txn = self.engine.begin();
+        let mut cursor = Cursor::new(&self.engine);
+        cursor.open(&mut txn, CATALOGUE, ReadAs::Newest)?;
+        let mut more = cursor.seek(&mut txn, &prefix)?;
+        while more && cursor.key().starts_with(&prefix) {
+            let name = std::str::from_utf8(&cursor.key()[1..])
+                .map_err(|_| Error::Corrupt("a name in the catalogue is not UTF-8".to_owned()))?;
+            each(name, cursor.value())?;
+            more = cursor.next(&mut txn)?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes to each new tree, although there is nothing to write: a tree id that no commit wrote to may be handed out again after a crash.
+fn claim(txn: &mut Txn, trees: &Trees) -> Result<()> {
+    for tree in trees.all() {
+        txn.delete(tree, &[])?;
+    }
+    Ok(())
+}
+
+fn definition_in(txn: &mut Txn, path: &str) -> Result<Option<Definition>> {
+    txn.get(CATALOGUE, &path_key(path), ReadAs::Newest, |bytes| Definition::decode(path, bytes))?.transpose()
+}
+
+fn check_fingerprint(path: &str, definition: &Definition, fingerprint: u64) -> Result<()> {
+    if definition.fingerprint != fingerprint {
+        let reason = "columns or keys differ from those that it was made with";
+        return Err(Error::DefinitionChanged { path: path.to_owned(), reason });
+    }
+    Ok(())
+}
+
+fn normal(path: &str) -> &str {
+    path.strip_prefix("./").unwrap_or(path)
+}
+
+fn directory(name: &str) -> String {
+    format!("{}/", name.trim_end_matches('/'))
 }
