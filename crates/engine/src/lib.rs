@@ -3,8 +3,8 @@
 //! Never here: SQL, MariaDB, Raft.
 
 mod cache;
+mod claim;
 mod clock;
-
 mod compaction;
 mod cursor;
 mod disk;
@@ -13,9 +13,11 @@ mod error;
 mod gc;
 pub mod limits;
 mod locks;
+mod manifest;
 mod memtable;
 mod merge;
 mod naive;
+mod recovery;
 mod source;
 mod sst;
 mod status;

@@ -12,6 +12,9 @@ use super::format::{FILE_HEADER, FileHeader, Ops, RECORD_HEADER, RecordHeader, S
 use super::segments::{DIRECTORY, file_name, parse_file_name};
 use crate::{BranchId, Disk, DiskFile, Epoch, Error, Result, Seqno, WalPosition};
 
+/// Where wal files go that may hold something that nobody else has and that can't be replayed.
+pub(crate) const SET_ASIDE: &str = "set-aside";
+
 /// How much is read at a time.
 const WINDOW_BYTES: u64 = 1 << 20;
 
@@ -88,6 +91,21 @@ impl LocalWal {
         }
         names.iter().try_for_each(|name| disk.remove(name))?;
         Ok(disk.sync_directory(DIRECTORY)?)
+    }
+
+    /// Moves the files of `epoch` to [`SET_ASIDE`], durably, under names that start with `label`, which is never used
+    /// twice. Returns how many there were.
+    pub(crate) fn set_aside(disk: &dyn Disk, epoch: Epoch, label: &str) -> Result<usize> {
+        let names = Self::files(disk, epoch)?;
+        for name in &names {
+            let file = name.rsplit('/').next().expect("split yields at least one part");
+            disk.rename(name, &format!("{SET_ASIDE}/{label}-wal-{file}"))?;
+        }
+        if !names.is_empty() {
+            disk.sync_directory(SET_ASIDE)?;
+            disk.sync_directory(DIRECTORY)?;
+        }
+        Ok(names.len())
     }
 
     /// Opens what there is of `epoch`. An unknown format version is refused by name.

@@ -9,6 +9,7 @@
 mod format;
 mod local;
 mod segments;
+mod slices;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -20,8 +21,9 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 pub(crate) use format::Stream;
 pub use format::{Op, Ops};
 use format::{PAYLOAD_BYTES_MAX, RECORD_HEADER};
-pub(crate) use local::{LocalWal, Record};
+pub(crate) use local::{LocalWal, Record, SET_ASIDE};
 use segments::Segments;
+pub(crate) use slices::{Chain, Uploader, chain, fetch, read_slice};
 
 use crate::{Disk, DiskError, Error, Kind, Result, Seqno, WalPosition};
 
