@@ -358,6 +358,7 @@ impl<'a> Reader<'a> {
             seqno_max: Seqno(self.u64()?),
             first_key: self.key()?,
             last_key: self.key()?,
+            opened: Default::default(),
         };
         Ok((level, run, Arc::new(sst)))
     }
