@@ -88,6 +88,9 @@ pub enum Effect {
     StaleList,
     /// A listing with an entry twice.
     ListTwice,
+    /// A status that promises success, and an error in the body. Only requests whose body the client reads get it; others
+    /// get 500.
+    ErrorInBody,
     /// Credentials that were good a moment ago are refused.
     ExpiredCredentials,
 }
@@ -178,6 +181,7 @@ impl Rule {
             Self::new("*", Effect::Status { code: 503, burst: 2 }),
             error(429),
             Self::late_put("*", 20),
+            Self::new("*", Effect::ErrorInBody).when(When::After),
             Self::new("*", Effect::ShortBody),
             Self::new("*", Effect::ListTwice),
         ];

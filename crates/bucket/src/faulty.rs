@@ -182,6 +182,7 @@ impl FaultyBucket {
         let Some((when, effect)) = decision.fault else { return act(None, decision.chance) };
         let (kind, message) = match effect {
             Effect::Reset => (ErrorKind::Unavailable, "the connection was reset".to_owned()),
+            Effect::ErrorInBody => (ErrorKind::Unavailable, "the answer held an error".to_owned()),
             Effect::ExpiredCredentials => (ErrorKind::Denied, "the credentials have expired".to_owned()),
             Effect::Status { code, .. } => (kind_of_status(code), format!("the store answered {code}")),
             distortion => return act(Some(distortion), decision.chance),

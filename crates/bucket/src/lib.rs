@@ -9,6 +9,10 @@ mod faulty;
 mod memory;
 pub mod name;
 mod open;
+#[cfg(feature = "s3")]
+mod s3;
+#[cfg(feature = "testkit")]
+pub mod testkit;
 
 pub use api::{Bucket, BucketError, ErrorKind, Meters, ObjectInfo, OpMeter, PutOutcome};
 pub use directory::DirectoryBucket;
@@ -16,4 +20,4 @@ pub use faults::{Decision, Effect, Faults, Operation, Request, Rule, When};
 pub use faulty::{FaultyBucket, Pause};
 pub use memory::MemoryBucket;
 pub use name::{Names, ObjectName};
-pub use open::{Options, open};
+pub use open::{Environment, Options, open};
