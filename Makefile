@@ -25,12 +25,12 @@ run: build ## Serve ./data/bucket on 127.0.0.1:$PORT (3306) until Ctrl-C
 .PHONY: test
 test: build lint ## Everything that must hold before a change lands; what CI runs
 	@tools/server tests
-	@cargo nextest run --workspace --no-fail-fast
+	@cargo nextest run --workspace --features bucket/s3,bucket/testkit --no-fail-fast
 
 .PHONY: lint
 lint: ## Formatting, clippy, licences and advisories, the crate arrows
 	@cargo fmt --all --check
-	@cargo clippy --workspace --all-targets -q -- -D warnings
+	@cargo clippy --workspace --all-targets --features bucket/s3,bucket/testkit -q -- -D warnings
 	@tools/tidy
 
 .PHONY: fmt
