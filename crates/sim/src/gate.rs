@@ -59,6 +59,11 @@ impl Gate {
         self.state.lock().is_cut = true;
     }
 
+    /// Whether the machine has stopped at a request.
+    pub(crate) fn is_cut(&self) -> bool {
+        self.state.lock().is_cut
+    }
+
     fn pass<T>(
         &self,
         operation: &'static str,

@@ -35,6 +35,8 @@ pub(crate) struct Line {
     pub(crate) machine: u64,
     /// Other machines have tried to open since, with or without success.
     pub(crate) disturbed: bool,
+    /// What dead processes had sent landed since; a claim among it fences whoever opened meanwhile.
+    pub(crate) letters_landed: bool,
     machines: u64,
 }
 
@@ -61,6 +63,20 @@ pub struct Counters {
     pub lost: u64,
 }
 
+impl std::ops::AddAssign for Counters {
+    fn add_assign(&mut self, other: Self) {
+        self.commits += other.commits;
+        self.opens += other.opens;
+        self.crashes += other.crashes;
+        self.losses += other.losses;
+        self.takeovers += other.takeovers;
+        self.nested += other.nested;
+        self.fenced += other.fenced;
+        self.lucky += other.lucky;
+        self.lost += other.lost;
+    }
+}
+
 #[derive(Default)]
 struct Trace {
     lines: std::collections::VecDeque<String>,
@@ -74,7 +90,13 @@ impl Shared {
             plan,
             bucket: Arc::new(MemoryBucket::new()),
             clock: Arc::default(),
-            line: Mutex::new(Line { history: Arc::default(), machine: 0, disturbed: false, machines: 0 }),
+            line: Mutex::new(Line {
+                history: Arc::default(),
+                machine: 0,
+                disturbed: false,
+                letters_landed: false,
+                machines: 0,
+            }),
             counters: Mutex::default(),
             trace: Mutex::new(Trace { loud, ..Trace::default() }),
         })

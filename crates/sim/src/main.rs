@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use sim::{Options, Planted, Report, simulate};
+use sim::{Counters, Options, Planted, Report, simulate};
 
 const USAGE: &str = "usage: sim --seed N [--loud] | --seeds COUNT [--from N]   [--plant BUG] [--gentle]";
 
@@ -39,17 +39,17 @@ fn run(arguments: Vec<String>) -> Result<bool, String> {
             eprintln!("{panic}")
         }
     }));
-    let mut total = 0u64;
+    let mut total = Counters::default();
     let mut failed = 0u64;
     for seed in from..from + count {
         let report = simulate(seed, options);
-        total += report.counters.commits;
+        total += report.counters;
         if report.failure.is_some() {
             failed += 1;
             print_failure(&report, options, count == 1);
         }
     }
-    println!("{count} seeds from {from}, {total} commits, {failed} failed");
+    println!("{count} seeds from {from}, {failed} failed; {total:?}");
     Ok(failed == 0)
 }
 

@@ -61,7 +61,7 @@ impl Doors {
     }
 
     fn stopped(&self) -> bool {
-        self.machine.disk.stopped()
+        self.machine.disk.stopped() || self.gate.is_cut()
     }
 }
 
@@ -160,6 +160,7 @@ impl Process {
         line.history = Arc::clone(&self.history);
         line.machine = self.machine.id;
         line.disturbed = false;
+        line.letters_landed = false;
         Ok(())
     }
 
@@ -251,7 +252,7 @@ impl Process {
     }
 
     pub(crate) fn stopped(&self) -> bool {
-        self.machine.disk.stopped()
+        self.machine.disk.stopped() || self.gate.is_cut()
     }
 
     pub(crate) fn is_overtaken(&self) -> bool {
@@ -259,9 +260,10 @@ impl Process {
         !Arc::ptr_eq(&line.history, &self.history)
     }
 
-    /// Another machine has tried to open since this process did, or has succeeded.
+    /// Another process has tried to open since this one did, or has succeeded.
     fn is_disturbed(&self) -> bool {
-        self.is_overtaken() || self.shared.line.lock().disturbed
+        let line = self.shared.line.lock();
+        !Arc::ptr_eq(&line.history, &self.history) || line.disturbed || line.letters_landed
     }
 
     pub(crate) fn limit_disk(&mut self, random: &mut Random) {
@@ -324,6 +326,8 @@ impl Process {
     pub(crate) fn settle(&mut self) -> Check<()> {
         self.in_fair_weather(|process| {
             process.free_disk();
+            // A transaction holds what it may still read.
+            process.clients.clear();
             process.step(Job::Freeze)?;
             for round in 0.. {
                 let mut worked = false;

@@ -256,7 +256,14 @@ impl World {
         let letter = self.letters.swap_remove(self.random.index(self.letters.len()));
         if self.random.one_in(3) {
             letter.drop_late();
-        } else if letter.late_writes() > 0 {
+        } else {
+            self.land(&letter);
+        }
+    }
+
+    fn land(&self, letter: &FaultyBucket) {
+        if letter.late_writes() > 0 {
+            self.shared.line.lock().letters_landed = true;
             self.shared.tell(format_args!("{} late writes land", letter.land_late()));
         }
     }
@@ -264,7 +271,7 @@ impl World {
     /// The weather clears; everything is uploaded; the directory is lost; everything must still be there.
     fn finish(mut self) -> Check<()> {
         for letter in std::mem::take(&mut self.letters) {
-            letter.land_late();
+            self.land(&letter);
         }
         if self.shared.plan.gentle {
             self.current.settle()?;
