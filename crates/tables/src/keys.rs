@@ -593,3 +593,6 @@ fn walk_spaces(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -28,3 +28,10 @@ pub use error::{Error, Result};
 pub use session::{Savepoint, Session};
 pub use store::{Store, TableImages};
 pub use table::{RangeEnd, Table};
+
+// The stand-in for the server is written against the public face, and used from inside too.
+#[cfg(test)]
+extern crate self as tables;
+#[cfg(test)]
+#[path = "../tests/common/mod.rs"]
+mod common;

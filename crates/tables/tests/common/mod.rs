@@ -330,6 +330,12 @@ impl Shape {
         descriptor.fields.iter().map(|field| self.value(field, image)).collect()
     }
 
+    /// Reads some columns of a record.
+    pub fn columns_of(&self, image: &[u8], fields: &[usize]) -> Vec<V> {
+        let descriptor = self.descriptor();
+        fields.iter().map(|field| self.value(&descriptor.fields[*field], image)).collect()
+    }
+
     fn value(&self, field: &Field, image: &[u8]) -> V {
         if field.null.is_some_and(|(byte, bit)| image[byte as usize] & bit != 0) {
             return V::Null;

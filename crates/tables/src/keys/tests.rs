@@ -1,0 +1,228 @@
+//! For any two values of any column: the keys compare as the values do, and give the values back.
+
+use std::cmp::Ordering;
+
+use proptest::prelude::*;
+
+use super::{Part, successor};
+use crate::common::{self, Ascii, Column, Shape, Text, V, plain};
+use crate::rows::{Parts, RowCodec};
+
+fn any_text() -> impl Strategy<Value = Text> {
+    prop::sample::select(Text::ALL.to_vec())
+}
+
+/// Bytes that come near each other and near spaces and zeros.
+fn any_bytes(longest: usize) -> impl Strategy<Value = Vec<u8>> {
+    let byte = prop::sample::select(vec![0u8, 1, 0x1f, b' ', b' ', b' ', b'!', b'a', b'A', b'b', 0xfe, 0xff]);
+    prop::collection::vec(byte, 0..=longest)
+}
+
+fn stripped(mut bytes: Vec<u8>) -> Vec<u8> {
+    bytes.truncate(bytes.iter().rposition(|byte| *byte != b' ').map_or(0, |last| last + 1));
+    bytes
+}
+
+/// A column, the prefix its part counts, and values for it.
+fn any_case() -> impl Strategy<Value = (Column, Option<u32>, Vec<V>)> {
+    let number = prop_oneof![Just(1u32), Just(2), Just(3), Just(4), Just(8)];
+    let ints = number.clone().prop_flat_map(|bytes| {
+        let half = 1i64 << (8 * bytes - 1).min(62);
+        let value = prop_oneof![-half..half, -2i64..3, Just(-half), Just(half - 1)].prop_map(V::I);
+        (Just(common::int(bytes)), Just(None), prop::collection::vec(value, 2..6))
+    });
+    let uints = number.prop_flat_map(|bytes| {
+        let greatest = u64::MAX >> (64 - 8 * bytes);
+        let value = prop_oneof![0..=greatest, 0u64..3, Just(greatest)].prop_map(V::U);
+        (Just(common::uint(bytes)), Just(None), prop::collection::vec(value, 2..6))
+    });
+    let double = prop_oneof![
+        any::<f64>().prop_filter("SQL has no NaN", |value| !value.is_nan()),
+        prop::sample::select(vec![0.0, -0.0, 1.0, -1.0, f64::MIN_POSITIVE, f64::MAX, f64::MIN])
+    ];
+    let doubles = prop::collection::vec(double.clone().prop_map(V::D), 2..6)
+        .prop_map(|values| (common::double(), None, values));
+    let floats = prop::collection::vec(double.prop_map(|value| V::F(value as f32)), 2..6)
+        .prop_map(|values| (common::float(), None, values));
+    let fixed = prop::collection::vec(prop::collection::vec(any::<u8>(), 5).prop_map(V::B), 2..6)
+        .prop_map(|values| (common::fixed(5), None, values));
+    let prefix = prop_oneof![Just(None), (1u32..6).prop_map(Some)];
+    let varchars = (any_text(), prefix.clone(), prop::collection::vec(any_bytes(12).prop_map(V::B), 2..6))
+        .prop_map(|(text, prefix, values)| (common::varchar(12, text), prefix, values));
+    let long = (any_text(), prefix.clone(), prop::collection::vec(any_bytes(300).prop_map(V::B), 2..6))
+        .prop_map(|(text, prefix, values)| (common::varchar(300, text), prefix, values));
+    let runs =
+        (any_text(), prop::collection::vec((0usize..600, any_bytes(3)), 2..6)).prop_map(|(text, values)| {
+            let spaced = values.into_iter().map(|(run, end)| V::B([vec![b' '; run], end].concat()));
+            (common::varchar(1000, text), None, spaced.collect())
+        });
+    let blobs = (any_text(), 1u32..6, prop::collection::vec(any_bytes(12).prop_map(V::B), 2..6))
+        .prop_map(|(text, prefix, values)| (common::blob(2, text), Some(prefix), values));
+    let chars =
+        (any_text(), prefix, prop::collection::vec(any_bytes(8), 2..6)).prop_map(|(text, prefix, values)| {
+            // CHAR is padded in the record, so NO PAD collations compare it padded too.
+            let text = match text {
+                Text::Binary => Text::BinaryPadded,
+                Text::CaselessNoPad => Text::Caseless,
+                text => text,
+            };
+            (common::char(8, text), prefix, values.into_iter().map(|value| V::B(stripped(value))).collect())
+        });
+    prop_oneof![ints, uints, doubles, floats, fixed, varchars, long, runs, blobs, chars]
+}
+
+fn same_bits(a: &V, b: &V) -> bool {
+    match (a, b) {
+        (V::D(a), V::D(b)) => a.to_bits() == b.to_bits(),
+        (V::F(a), V::F(b)) => a.to_bits() == b.to_bits(),
+        _ => a == b,
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4000))]
+
+    #[test]
+    fn keys_compare_as_values_do_and_give_them_back(
+        (column, prefix, mut values) in any_case(),
+        nullable: bool,
+        descending: bool,
+    ) {
+        let column = if nullable { column.null() } else { column };
+        if nullable {
+            values.push(V::Null);
+        }
+        let index_part = common::Part { field: 0, prefix, descending };
+        let shape = Shape::hidden(&[column], &[plain(&[index_part])]);
+        let descriptor = shape.descriptor();
+        descriptor.check().expect("a sound descriptor");
+        let part = Part::new(&descriptor, &descriptor.indexes[0].parts[0]);
+        let rows = RowCodec::new(&descriptor);
+
+        let mut encoded = Vec::new();
+        for value in &values {
+            let record = shape.record(std::slice::from_ref(value));
+            let (mut key, mut restore, mut scratch) = (Vec::new(), Vec::new(), Vec::new());
+            record.with(|record| {
+                let value = rows.record_value(0, &record).expect("a sound record");
+                part.encode(value, &Ascii, &mut scratch, &mut key);
+                if let Some(value) = value {
+                    part.restore_bytes(value, &mut restore);
+                }
+            });
+            prop_assert!(key.len() <= part.max_len(&descriptor.indexes[0].parts[0]), "{} bytes", key.len());
+            let mut more = key.clone();
+            more.extend_from_slice(b"\x00\x20more");
+            prop_assert_eq!(part.skip(&more, 0), Ok(key.len()));
+
+            if part.restorable() {
+                let mut image = shape.empty();
+                let mut left = &restore[..];
+                let end = part.decode(&more, 0, &mut left, Some(&mut image), &mut scratch);
+                prop_assert_eq!(end, Ok(key.len()));
+                prop_assert!(left.is_empty());
+                let back = shape.row(&image).remove(0);
+                prop_assert!(same_bits(&back, value), "{value:?} came back as {back:?}");
+            }
+
+            // The same value in a key tuple makes the same key.
+            let tuple = shape.tuple(0, std::slice::from_ref(value));
+            let mut from_tuple = Vec::new();
+            let value = part.tuple_value(&tuple).expect("a sound tuple");
+            part.encode(value, &Ascii, &mut scratch, &mut from_tuple);
+            prop_assert_eq!(&from_tuple, &key);
+            encoded.push(key);
+        }
+        for (a, key_a) in values.iter().zip(&encoded) {
+            for (b, key_b) in values.iter().zip(&encoded) {
+                let order = shape.compare_part(&index_part, std::slice::from_ref(a), std::slice::from_ref(b));
+                prop_assert_eq!(key_a.cmp(key_b), order, "{:?} and {:?}", a, b);
+                if order != Ordering::Equal {
+                    prop_assert!(!key_a.starts_with(key_b), "{b:?} is a prefix of {a:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_gives_back_its_columns(text in any_text(), values in prop::collection::vec(any_bytes(40), 6), nulls: u8) {
+        let columns = [
+            common::int(4),
+            common::varchar(40, text).null(),
+            common::fixed(3).null(),
+            common::blob(3, text).null(),
+            common::char(40, Text::Caseless).null(),
+            common::double().null(),
+        ];
+        let shape = Shape::new(&columns, &[common::unique(&[common::part(0).desc()])]);
+        let row: Vec<V> = (0..6).map(|i| match i {
+            0 => V::I(i64::from(nulls) - 100),
+            i if nulls >> i & 1 == 1 => V::Null,
+            1 | 3 => V::B(values[i].clone()),
+            2 => V::B([&values[2][..], &[1, 2, 3]].concat()[..3].to_vec()),
+            4 => V::B(stripped(values[4].clone())),
+            _ => V::D(f64::from(nulls)),
+        }).collect();
+        let descriptor = shape.descriptor();
+        let layout = crate::layout::Layout::new(descriptor);
+        let record = shape.record(&row);
+        let (mut bytes, mut key) = (Vec::new(), Vec::new());
+        record.with(|record| {
+            layout.rows.encode(&record, &mut bytes).expect("a sound record");
+            let value = |field| layout.rows.record_value(field, &record);
+            layout.indexes[0].encode_parts(&value, &Ascii, &mut Vec::new(), &mut key).expect("a sound record");
+        });
+        let mut program = Default::default();
+        layout.rows.compile(|_| true, &mut program);
+        let mut image = shape.empty();
+        layout.rows.decode(&program, &bytes, &key, &mut image).expect("a sound row");
+        prop_assert_eq!(shape.row(&image), row.clone());
+
+        // Some columns only: those come back, no other byte of the record is touched but null bits.
+        layout.rows.compile(|field| field % 2 == 1, &mut program);
+        let mut image = shape.empty();
+        layout.rows.decode(&program, &bytes, &key, &mut image).expect("a sound row");
+        let some = shape.row(&image);
+        for i in [1, 3, 5] {
+            prop_assert_eq!(&some[i], &row[i]);
+        }
+        prop_assert_eq!(&image[1..5], &shape.empty()[1..5]);
+
+        // A row cut short or of another version is refused.
+        let mut parts = Parts::default();
+        layout.rows.parse(&bytes, &key, &mut parts).expect("a sound row");
+        bytes[0] = 9;
+        prop_assert!(layout.rows.parse(&bytes, &key, &mut parts).is_err());
+        bytes[0] = 1;
+        bytes.pop();
+        prop_assert!(layout.rows.parse(&bytes, &key, &mut parts).is_err() || nulls & 0b1_1010 == 0b1_1010);
+    }
+
+    #[test]
+    fn garbled_keys_are_refused_not_believed(bytes in prop::collection::vec(any::<u8>(), 0..40), text in any_text(), nullable: bool, descending: bool) {
+        let column = common::varchar(30, text);
+        let column = if nullable { column.null() } else { column };
+        let shape = Shape::hidden(&[column], &[plain(&[common::Part { field: 0, prefix: None, descending }])]);
+        let descriptor = shape.descriptor();
+        let part = Part::new(&descriptor, &descriptor.indexes[0].parts[0]);
+        let mut image = shape.empty();
+        if let Ok(end) = part.decode(&bytes, 0, &mut &bytes[..], Some(&mut image), &mut Vec::new()) {
+            prop_assert!(end <= bytes.len());
+        }
+        let mut program = Default::default();
+        let rows = RowCodec::new(&descriptor);
+        rows.compile(|_| true, &mut program);
+        // Whatever the answer: no panic, no read beyond the row.
+        _ = rows.decode(&program, &bytes, &[0; 8], &mut image);
+        _ = rows.parse(&bytes, &[0; 8], &mut Parts::default());
+    }
+}
+
+#[test]
+fn the_successor_is_the_least_key_beyond_a_prefix() {
+    let mut key = vec![1, 0xff, 0xff];
+    assert!(successor(&mut key));
+    assert_eq!(key, [2]);
+    let mut key = vec![0xff];
+    assert!(!successor(&mut key), "nothing is beyond the greatest prefix");
+}
