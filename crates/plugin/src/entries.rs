@@ -27,7 +27,7 @@ pub struct SessionHandle {
 }
 
 /// What KILL uses, from any thread.
-pub struct InterruptHandle(Box<dyn Fn() + Send + Sync>);
+pub struct InterruptHandle(engine::Interrupt);
 
 /// An open table.
 pub struct TableHandle {
@@ -267,7 +267,7 @@ unsafe extern "C" fn cistern_session_free(session: *mut SessionHandle, interrupt
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cistern_session_interrupt(interrupt: *const InterruptHandle) {
     // SAFETY: lives until its session is freed; shared only.
-    guard_value((), || unsafe { &*interrupt }.0());
+    guard_value((), || unsafe { &*interrupt }.0.interrupt());
 }
 
 /// # Safety

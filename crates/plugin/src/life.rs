@@ -167,7 +167,8 @@ fn open_tables(callbacks: &Callbacks, engine: Arc<Engine>, server_dir: &Path) ->
         _ => (exit::CONFIGURATION, format!("opening the catalogue: {error}")),
     };
     let collations = Arc::new(ServerCollations::new(callbacks));
-    let store = Store::open(Arc::clone(&collations) as Arc<dyn tables::Collations>).map_err(broken)?;
+    let store = Store::open(Arc::clone(&engine), Arc::clone(&collations) as Arc<dyn tables::Collations>)
+        .map_err(broken)?;
     store.drop_database(TEMPORARY).map_err(broken)?;
     let files = FileMirror::restore(server_dir, Arc::clone(&store)).map_err(broken)?;
     let files = Arc::new(files);
