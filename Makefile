@@ -14,8 +14,8 @@ setup: ## Install what this machine lacks (Debian packages, cargo-nextest), fetc
 
 .PHONY: build
 build: setup ## target/release/cistern with the plugin beside it
-	@cargo build --release -p cistern -p plugin
-	@tools/link-plugin
+	@cargo build --release -p cistern
+	@tools/plugin
 
 .PHONY: run
 run: build ## Serve ./data/bucket on 127.0.0.1:$PORT (3306) until Ctrl-C

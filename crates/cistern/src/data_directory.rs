@@ -10,8 +10,6 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::{FdFlags, fcntl_setfd};
 
-use crate::server::Server;
-
 /// A data directory that this process tree has locked.
 #[derive(Debug)]
 pub struct DataDirectory {
@@ -62,33 +60,6 @@ impl DataDirectory {
             return socket;
         }
         std::env::temp_dir().join(format!("cistern-{}.sock", std::process::id()))
-    }
-
-    /// A directory with links to the server's plugins and to ours, made anew: mariadbd knows one plugin directory only.
-    ///
-    /// # Errors
-    /// A sentence for the operator.
-    pub fn link_plugins(&self, server: &Server) -> Result<PathBuf, String> {
-        let links = self.run().join("plugins");
-        let relink = || -> io::Result<()> {
-            if links.exists() {
-                fs::remove_dir_all(&links)?;
-            }
-            fs::create_dir_all(&links)?;
-            if let Ok(plugins) = fs::read_dir(&server.plugins) {
-                for plugin in plugins {
-                    let plugin = plugin?;
-                    std::os::unix::fs::symlink(plugin.path(), links.join(plugin.file_name()))?;
-                }
-            }
-            let ours = links.join("ha_cistern.so");
-            if fs::symlink_metadata(&ours).is_ok() {
-                fs::remove_file(&ours)?;
-            }
-            std::os::unix::fs::symlink(&server.ha_cistern, ours)
-        };
-        relink().map_err(|error| format!("{}: {error}", links.display()))?;
-        Ok(links)
     }
 }
 

@@ -87,8 +87,7 @@ fn try_serve(arguments: &Arguments) -> Result<Outcome, Outcome> {
     let url = bucket_url(arguments);
     let bucket = bucket::open(&url, &bucket::Options::default()).map_err(bucket_outcome)?;
     let directory = DataDirectory::open(&arguments.data).map_err(Outcome::BadConfiguration)?;
-    let plugins = directory.link_plugins(&server).map_err(Outcome::BadConfiguration)?;
-    let command = || mariadbd(&url, &server, &directory, &plugins);
+    let command = || mariadbd(&url, &server, &directory);
 
     let marker = Names::new("main").system_tables_marker();
     if bucket.head(&marker).map_err(bucket_outcome)?.is_none() {
@@ -140,14 +139,14 @@ fn bucket_outcome(error: bucket::BucketError) -> Outcome {
 }
 
 /// The command that every start of the server shares.
-fn mariadbd(url: &str, server: &Server, directory: &DataDirectory, plugins: &Path) -> Command {
+fn mariadbd(url: &str, server: &Server, directory: &DataDirectory) -> Command {
     let mut command = Command::new(&server.mariadbd);
     let option = |name: &str, value: &Path| format!("--{name}={}", value.display());
     command.arg("--no-defaults"); // must be the first one
     command.arg(option("lc-messages-dir", &server.share));
     command.arg(option("character-sets-dir", &server.share.join("charsets")));
     command.arg(option("datadir", &directory.server()));
-    command.arg(option("plugin-dir", plugins));
+    command.arg(option("plugin-dir", &server.plugins));
     command.arg(option("socket", &directory.socket()));
     command.arg(option("pid-file", &directory.run().join("mariadbd.pid")));
     command.args(["--plugin-load-add=ha_cistern.so", "--cistern=FORCE_PLUS_PERMANENT", "--skip-innodb"]);
@@ -179,7 +178,6 @@ fn mariadbd(url: &str, server: &Server, directory: &DataDirectory, plugins: &Pat
     command
 }
 
-#[expect(clippy::disallowed_methods, reason = "the announcement says how long the start took")]
 fn supervise(mut command: Command, server: &Server, start: Instant) -> Result<Outcome, Outcome> {
     let crash =
         |error: std::io::Error| Outcome::ServerCrash(format!("{}: {error}", server.mariadbd.display()));

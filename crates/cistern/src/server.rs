@@ -12,12 +12,8 @@ pub struct Server {
     pub mariadbd: PathBuf,
     /// Messages, character sets and the scripts that make the system tables.
     pub share: PathBuf,
-    /// Its own plugins.
+    /// Links to its own plugins and to ours: mariadbd knows one plugin directory only.
     pub plugins: PathBuf,
-    /// Ours.
-    pub ha_cistern: PathBuf,
-    /// Its version, for messages.
-    pub version: String,
 }
 
 impl Server {
@@ -43,11 +39,9 @@ impl Server {
         let server = Self {
             mariadbd: value("MARIADBD")?.into(),
             share: value("SHARE_DIR")?.into(),
-            plugins: value("SERVER_PLUGIN_DIR")?.into(),
-            ha_cistern: directory.join("ha_cistern.so"),
-            version: value("SERVER_VERSION")?.to_owned(),
+            plugins: directory.join("plugins"),
         };
-        for part in [&server.mariadbd, &server.share, &server.ha_cistern] {
+        for part in [&server.mariadbd, &server.share, &server.plugins.join("ha_cistern.so")] {
             if !part.exists() {
                 return Err(format!("{} is missing; run `make build`", part.display()));
             }
