@@ -1,22 +1,25 @@
 //! The ssts of a branch, wherever their bytes are: a local file, the bucket, and on the way memory.
 //!
-//! * An sst that is not in the bucket yet has a synced local file, which nothing but `forget` removes.
+//! * An sst that is not in the bucket yet has a local file, which nothing but `forget` removes.
 //! * The bucket is the truth: what does not verify locally is dropped and read from there.
-//! * Local files lie under the branch's identity, so a data directory that meets another bucket can't mix them up.
+//! * A chunk is fetched by one thread at a time, however many want it.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fmt;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use bucket::{Bucket, Names, ObjectName};
 use bytes::Bytes;
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
-use crate::cache::{BlockCache, BlockCacheStatus};
-use crate::disk::{Disk, DiskFile};
+use crate::cache::{
+    BlockCache, BlockCacheStatus, DiskCache, DiskCacheStatus, Lookup, chunk_range, chunks_of,
+};
+use crate::disk::Disk;
 use crate::sst::{self, Sst};
-use crate::version::SstMeta;
+use crate::version::{SstMeta, Version};
 use crate::{BranchId, Error, Kind, Result, SstId};
 
 /// What a store is made of.
@@ -32,32 +35,36 @@ pub(crate) struct StoreParts {
 
 /// Ssts by name.
 pub(crate) struct SstStore {
-    disk: Arc<dyn Disk>,
     bucket: Arc<dyn Bucket>,
     names: Names,
-    directory: String,
     blocks: Arc<BlockCache>,
-    local: Mutex<HashMap<SstId, LocalFile>>,
-}
-
-#[derive(Clone)]
-struct LocalFile {
-    file: Arc<dyn DiskFile>,
-    meta: Arc<SstMeta>,
-    uploaded: bool,
+    local: DiskCache,
+    /// What the ssts that are not in the bucket yet should be.
+    pinned: Mutex<BTreeMap<SstId, SstMeta>>,
+    /// Chunks that some thread is fetching.
+    flights: Mutex<BTreeMap<(SstId, u32), Arc<Flight>>>,
 }
 
 impl SstStore {
     /// A store without local files; those of an earlier life come in with `adopt`.
-    pub(crate) fn new(parts: StoreParts) -> Result<Arc<Self>> {
-        Ok(Arc::new(Self {
-            disk: parts.disk,
+    pub(crate) fn new(parts: StoreParts) -> Arc<Self> {
+        Arc::new(Self {
             bucket: parts.bucket,
             names: parts.names,
-            directory: format!("sst/{}", hex(&parts.branch.0)),
             blocks: BlockCache::new(parts.block_cache_bytes),
-            local: Mutex::default(),
-        }))
+            local: DiskCache::new(parts.disk, parts.branch, parts.disk_cache_bytes),
+            pinned: Mutex::default(),
+            flights: Mutex::default(),
+        })
+    }
+
+    /// Takes over the local copies of an earlier life, of ssts that `version` names: these are in the bucket. All other
+    /// local sst and cache files are removed. Call it once, before ssts are written.
+    pub(crate) fn adopt(&self, version: &Version) -> Result<()> {
+        let runs = version.l0.iter().chain(&version.levels);
+        let live: BTreeMap<SstId, u64> =
+            runs.flat_map(|run| run.iter()).map(|sst| (sst.id, sst.bytes)).collect();
+        self.local.adopt(&|id| live.get(&id).copied())
     }
 
     /// The open sst that the manifest calls `meta`; opened at its first use, for as long as `meta` lives.
@@ -71,76 +78,46 @@ impl SstStore {
 
     #[cold]
     fn open_first<'a>(self: &Arc<Self>, meta: &'a Arc<SstMeta>) -> Result<&'a Arc<Sst>> {
-        let source = ByteSource::Stored { store: Arc::clone(self), id: meta.id };
+        let source = ByteSource::Stored { store: Arc::clone(self), id: meta.id, bytes: meta.bytes };
         let sst = Arc::new(Sst::open(meta, source, &self.blocks)?);
         Ok(meta.opened.0.get_or_init(|| sst))
     }
 
-    /// Returns once `bytes` are synced in a local file, which stays until they are in the bucket.
+    /// Writes the sst to a local file that stays until it is in the bucket. The file is not synced: until the sst is
+    /// published its contents are in the wal.
     ///
-    /// [`Kind::Full`] if the disk is; nothing is left behind then.
+    /// Copies in the disk cache make way. [`Kind::Full`] if that is not enough; nothing is left behind then.
     pub(crate) fn write_local(&self, meta: &Arc<SstMeta>, bytes: &Bytes) -> Result<()> {
         assert_eq!(bytes.len() as u64, meta.bytes, "{}: its meta says otherwise", meta.id);
-        let name = self.file_name(meta.id);
-        let written = self.write_synced(&name, bytes);
-        let file = match written {
-            Ok(file) => file,
-            Err(error) => {
-                if let Err(error) = self.disk.remove(&name) {
-                    tracing::warn!(%error, "a half-written sst stays behind until the next start");
-                }
-                return Err(error);
-            }
-        };
-        self.local.lock().insert(meta.id, LocalFile { file, meta: Arc::clone(meta), uploaded: false });
+        self.local.write_pinned(meta.id, bytes)?;
+        // Closed: an open sst holds on to the store.
+        self.pinned.lock().insert(meta.id, SstMeta { opened: OpenSst::default(), ..SstMeta::clone(meta) });
         Ok(())
-    }
-
-    fn write_synced(&self, name: &str, bytes: &[u8]) -> Result<Arc<dyn DiskFile>> {
-        let file = self.disk.create(name)?;
-        file.write_at(0, bytes)?;
-        file.sync()?;
-        self.disk.sync_directory(&self.directory)?;
-        Ok(file)
     }
 
     /// Returns once the sst, written by `write_local`, is in the bucket. Calling it again is harmless.
     ///
     /// Its local file is read back and verified first: damage stays here and never becomes the truth.
     pub(crate) fn upload(&self, id: SstId) -> Result<()> {
-        let local = self.local.lock().get(&id).cloned();
-        let Some(local) = local else {
-            return Err(Error::new(
-                Kind::Bug,
-                format!("{id}: to be uploaded, but it was never written here"),
-            ));
-        };
-        if local.uploaded {
-            return Ok(());
-        }
-        let mut bytes = vec![0; local.meta.bytes as usize];
-        local.file.read_at(0, &mut bytes)?;
-        let bytes = Bytes::from(bytes);
-        sst::verify(&local.meta, &bytes)?;
+        let Some(meta) = self.pinned.lock().get(&id).cloned() else { return Ok(()) };
+        let Some(bytes) = self.local.read_pinned(id)? else { return Ok(()) };
+        sst::verify(&meta, &bytes)?;
         self.bucket.put(&self.object_name(id), bytes)?;
-        if let Some(local) = self.local.lock().get_mut(&id) {
-            local.uploaded = true;
-        }
+        self.pinned.lock().remove(&id);
+        self.local.unpin(id);
         Ok(())
     }
 
-    /// Drops every local trace of an sst that nothing names any more.
+    /// Drops every local trace of an sst that nothing names any more. Readers that have it open may fail afterwards
+    /// if its object is deleted, too.
     pub(crate) fn forget(&self, id: SstId) {
-        if self.local.lock().remove(&id).is_some()
-            && let Err(error) = self.disk.remove(&self.file_name(id))
-        {
-            tracing::warn!(%error, "an sst that nobody needs stays behind until the next start");
-        }
+        self.pinned.lock().remove(&id);
+        self.local.forget(id);
     }
 
     /// Bytes that are only here so far.
     pub(crate) fn unuploaded_bytes(&self) -> u64 {
-        self.local.lock().values().filter(|local| !local.uploaded).map(|local| local.meta.bytes).sum()
+        self.pinned.lock().values().map(|meta| meta.bytes).sum()
     }
 
     /// Counters of the block cache.
@@ -148,37 +125,173 @@ impl SstStore {
         self.blocks.status()
     }
 
-    fn file_name(&self, id: SstId) -> String {
-        format!("{}/{:016x}-{:016x}", self.directory, id.epoch.0, id.counter)
+    /// Counters of the disk cache.
+    pub(crate) fn disk_cache_status(&self) -> DiskCacheStatus {
+        self.local.status()
     }
 
     fn object_name(&self, id: SstId) -> ObjectName {
         self.names.sst(id.epoch.0, id.counter)
     }
 
-    fn read(&self, id: SstId, range: Range<u64>) -> Result<Bytes> {
-        let local = self.local.lock().get(&id).map(|local| Arc::clone(&local.file));
-        if let Some(file) = local {
-            let mut bytes = vec![0; (range.end - range.start) as usize];
-            file.read_at(range.start, &mut bytes)?;
-            return Ok(Bytes::from(bytes));
+    /// The bytes of `range`, from here or else from the bucket.
+    fn read(&self, id: SstId, sst_bytes: u64, range: Range<u64>, keep: Keep) -> Result<Bytes> {
+        let mark = keep == Keep::Yes;
+        match self.local.look(id, range.clone(), mark)? {
+            Lookup::Hit(bytes) => {
+                self.local.count(true);
+                Ok(bytes)
+            }
+            Lookup::Lacks(_) if keep == Keep::No => {
+                self.local.count(false);
+                self.fetch(id, std::slice::from_ref(&range))?.pop().ok_or_else(no_answer)
+            }
+            Lookup::Lacks(missing) => {
+                self.local.count(false);
+                self.read_chunks(id, sst_bytes, &range, &missing)
+            }
         }
-        let mut pieces = self.bucket.get_ranges(&self.object_name(id), &[range])?;
-        pieces.pop().ok_or_else(|| Error::new(Kind::Bug, "a bucket that answers nothing to one range"))
     }
 
-    /// Drops local copies of `range` that turned out to be damaged. `true`: reading again may give better bytes.
-    fn distrust(&self, id: SstId, _range: Range<u64>) -> bool {
-        let mut local = self.local.lock();
-        match local.get(&id) {
-            Some(file) if !file.uploaded => false,
-            Some(_) => {
-                local.remove(&id);
-                true
+    /// The bytes of `range`, of which the disk lacks some chunks: these are fetched, all at once, and kept.
+    fn read_chunks(&self, id: SstId, sst_bytes: u64, range: &Range<u64>, missing: &[u32]) -> Result<Bytes> {
+        let mut wanted = missing.to_vec();
+        let mut pieces = BTreeMap::new();
+        for chunk in chunks_of(range).filter(|chunk| !missing.contains(chunk)) {
+            match self.local.look(id, part_of(range, sst_bytes, chunk), true)? {
+                Lookup::Hit(bytes) => drop(pieces.insert(chunk, bytes)),
+                Lookup::Lacks(_) => wanted.push(chunk), // evicted just now
             }
-            None => true,
+        }
+        for (chunk, bytes) in self.fetch_chunks(id, sst_bytes, &wanted)? {
+            let (part, whole) = (part_of(range, sst_bytes, chunk), chunk_range(sst_bytes, chunk));
+            let piece = bytes.slice((part.start - whole.start) as usize..(part.end - whole.start) as usize);
+            pieces.insert(chunk, piece);
+        }
+        if pieces.len() == 1 {
+            return pieces.into_values().next().ok_or_else(no_answer);
+        }
+        let mut out = Vec::with_capacity((range.end - range.start) as usize);
+        pieces.values().for_each(|piece| out.extend_from_slice(piece));
+        Ok(Bytes::from(out))
+    }
+
+    /// Whole chunks from the bucket. A chunk that another thread is fetching is waited for, not fetched twice.
+    fn fetch_chunks(&self, id: SstId, sst_bytes: u64, chunks: &[u32]) -> Result<Vec<(u32, Bytes)>> {
+        let mut others = Vec::new();
+        let mut departure = Departure { store: self, id, chunks: Vec::new() };
+        let mut flights = self.flights.lock();
+        for &chunk in chunks {
+            match flights.entry((id, chunk)) {
+                Entry::Occupied(flight) => others.push((chunk, Arc::clone(flight.get()))),
+                Entry::Vacant(place) => {
+                    departure.chunks.push((chunk, Arc::clone(place.insert(Arc::default()))));
+                }
+            }
+        }
+        drop(flights);
+        // Ours first: whoever waits for us while we wait for them gets what they need.
+        let ours: Vec<u32> = departure.chunks.iter().map(|(chunk, _)| *chunk).collect();
+        let mut fetched = self.fetch_whole_chunks(id, sst_bytes, &ours)?;
+        for ((chunk, flight), (_, bytes)) in departure.chunks.iter().zip(&fetched) {
+            self.local.keep(id, *chunk, bytes);
+            flight.land(Some(bytes.clone()));
+        }
+        drop(departure);
+        let mut failed = Vec::new();
+        for (chunk, flight) in others {
+            match flight.wait() {
+                Some(bytes) => fetched.push((chunk, bytes)),
+                None => failed.push(chunk),
+            }
+        }
+        fetched.extend(self.fetch_whole_chunks(id, sst_bytes, &failed)?);
+        Ok(fetched)
+    }
+
+    fn fetch_whole_chunks(&self, id: SstId, sst_bytes: u64, chunks: &[u32]) -> Result<Vec<(u32, Bytes)>> {
+        let ranges: Vec<_> = chunks.iter().map(|&chunk| chunk_range(sst_bytes, chunk)).collect();
+        if ranges.is_empty() {
+            return Ok(Vec::new());
+        }
+        Ok(chunks.iter().copied().zip(self.fetch(id, &ranges)?).collect())
+    }
+
+    fn fetch(&self, id: SstId, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
+        let answer = self.bucket.get_ranges(&self.object_name(id), ranges);
+        let pieces = answer.map_err(|error| match error.kind {
+            bucket::ErrorKind::NotFound => {
+                Error::corrupt(format!("{id}: the manifest names it, the bucket does not have it"))
+                    .with_cause(error)
+            }
+            bucket::ErrorKind::BadRequest => {
+                Error::corrupt(format!("{id}: its object is shorter than the manifest says"))
+                    .with_cause(error)
+            }
+            _ => error.into(),
+        })?;
+        let whole = pieces.len() == ranges.len()
+            && ranges.iter().zip(&pieces).all(|(range, piece)| range.end - range.start == piece.len() as u64);
+        if whole { Ok(pieces) } else { Err(no_answer()) }
+    }
+}
+
+/// A chunk on its way from the bucket.
+#[derive(Default)]
+struct Flight {
+    landed: Mutex<Option<Option<Bytes>>>,
+    news: Condvar,
+}
+
+impl Flight {
+    fn land(&self, bytes: Option<Bytes>) {
+        self.landed.lock().get_or_insert(bytes);
+        self.news.notify_all();
+    }
+
+    /// What came; `None` if it did not.
+    fn wait(&self) -> Option<Bytes> {
+        let mut landed = self.landed.lock();
+        loop {
+            match &*landed {
+                Some(bytes) => return bytes.clone(),
+                None => self.news.wait(&mut landed),
+            }
         }
     }
+}
+
+/// The flights that this thread began. However it leaves, they end.
+struct Departure<'a> {
+    store: &'a SstStore,
+    id: SstId,
+    chunks: Vec<(u32, Arc<Flight>)>,
+}
+
+impl Drop for Departure<'_> {
+    fn drop(&mut self) {
+        let mut flights = self.store.flights.lock();
+        for (chunk, flight) in &self.chunks {
+            flights.remove(&(self.id, *chunk));
+            flight.land(None); // nothing, if bytes landed before
+        }
+    }
+}
+
+fn part_of(range: &Range<u64>, sst_bytes: u64, chunk: u32) -> Range<u64> {
+    let whole = chunk_range(sst_bytes, chunk);
+    whole.start.max(range.start)..whole.end.min(range.end)
+}
+
+fn no_answer() -> Error {
+    Error::new(Kind::Bug, "a bucket that answers other bytes than it was asked for")
+}
+
+/// Whether what is fetched may be wanted again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Keep {
+    Yes,
+    No,
 }
 
 /// Where an open sst gets its bytes from.
@@ -191,20 +304,24 @@ pub(crate) enum ByteSource {
         store: Arc<SstStore>,
         /// Its name there.
         id: SstId,
+        /// How long it is.
+        bytes: u64,
     },
 }
 
 impl ByteSource {
     /// The bytes of `range`, all of them, unverified.
-    pub(crate) fn read(&self, range: Range<u64>) -> Result<Bytes> {
+    pub(crate) fn read(&self, range: Range<u64>, keep: Keep) -> Result<Bytes> {
+        let bytes = match self {
+            Self::Memory(bytes) => bytes.len() as u64,
+            Self::Stored { bytes, .. } => *bytes,
+        };
+        if range.end > bytes || range.start > range.end {
+            return Err(Error::corrupt(format!("bytes {range:?} of an sst that has {bytes}")));
+        }
         match self {
-            Self::Memory(bytes) if range.end <= bytes.len() as u64 => {
-                Ok(bytes.slice(range.start as usize..range.end as usize))
-            }
-            Self::Memory(bytes) => {
-                Err(Error::corrupt(format!("bytes {range:?} of an sst that has {} only", bytes.len())))
-            }
-            Self::Stored { store, id } => store.read(*id, range),
+            Self::Memory(bytes) => Ok(bytes.slice(range.start as usize..range.end as usize)),
+            Self::Stored { store, id, bytes } => store.read(*id, *bytes, range, keep),
         }
     }
 
@@ -212,7 +329,7 @@ impl ByteSource {
     pub(crate) fn distrust(&self, range: Range<u64>) -> bool {
         match self {
             Self::Memory(_) => false,
-            Self::Stored { store, id } => store.distrust(*id, range),
+            Self::Stored { store, id, .. } => store.local.distrust(*id, range),
         }
     }
 }
@@ -233,6 +350,5 @@ impl fmt::Debug for OpenSst {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
+#[cfg(test)]
+mod tests;

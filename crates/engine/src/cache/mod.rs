@@ -2,6 +2,8 @@
 //!
 //! Never here: what a block means, when an object is wanted.
 
+mod disk;
 mod memory;
 
+pub(crate) use disk::{DiskCache, DiskCacheStatus, Lookup, chunk_range, chunks_of};
 pub(crate) use memory::{BlockCache, BlockCacheStatus, Held, Slots};

@@ -203,7 +203,7 @@ mod tests {
                 block_cache_bytes: 1 << 20,
                 disk_cache_bytes: 0,
             };
-            let store = SstStore::new(parts).expect("a fresh disk");
+            let store = SstStore::new(parts);
             Self {
                 disk,
                 store,

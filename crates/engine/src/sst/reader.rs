@@ -13,7 +13,7 @@ use super::block::{Block, Row};
 use super::filter::{self, Filter};
 use super::format::{BlockKind, Footer, Handle, check_seal, unseal};
 use crate::cache::{BlockCache, Held, Slots};
-use crate::store::ByteSource;
+use crate::store::{ByteSource, Keep};
 use crate::version::SstMeta;
 use crate::{Error, Kind, OpKind, Result, Seqno, SstId};
 
@@ -324,12 +324,12 @@ impl Sst {
     ) -> Result<T> {
         let stored = match window {
             Some(window) => window.read(&self.source, range.clone(), self.data_bytes)?,
-            None => self.source.read(range.clone())?,
+            None => self.source.read(range.clone(), Keep::Yes)?,
         };
         match decode(&stored) {
             Err(error) if error.kind() == Kind::Corrupt && self.source.distrust(range.clone()) => {
                 tracing::warn!(sst = %self.id, %error, "a local copy is damaged; reading the bucket's");
-                decode(&self.source.read(range)?)
+                decode(&self.source.read(range, Keep::Yes)?)
             }
             answer => answer,
         }
@@ -357,14 +357,14 @@ impl Tail {
         let id = meta.id;
         let wrong = |what: &str| Error::corrupt(format!("{id}: {what}"));
         let start = meta.bytes.saturating_sub(TAIL_BYTES);
-        let tail = source.read(start..meta.bytes)?;
+        let tail = source.read(start..meta.bytes, Keep::Yes)?;
         let footer = Footer::decode(id, meta.bytes, &tail)?;
         let fetch = |handle: Handle| -> Result<Bytes> {
             let end = handle.offset.checked_add(handle.bytes.into()).filter(|&end| end <= meta.bytes);
             let end = end.ok_or_else(|| wrong("its footer points past its end"))?;
             match handle.offset.checked_sub(start) {
                 Some(from) => Ok(tail.slice(from as usize..(end - start) as usize)),
-                None => source.read(handle.offset..end),
+                None => source.read(handle.offset..end, Keep::Yes),
             }
         };
         let summary = unseal(id, footer.summary.offset, BlockKind::Summary, &fetch(footer.summary)?)?;
@@ -547,12 +547,13 @@ impl Window {
         if let Some(bytes) = within(self) {
             return Ok(bytes);
         }
+        let keep = if self.eager { Keep::No } else { Keep::Yes };
         let forward = self.eager || last.as_ref().is_some_and(|last| last.end == range.start);
         let backward = !forward && last.is_some_and(|last| last.start == range.end);
         if !forward && !backward {
             self.ahead = 0;
             self.bytes = Bytes::new();
-            return source.read(range);
+            return source.read(range, keep);
         }
         let most = if self.eager { WINDOW_BYTES_MAX } else { self.ahead * 2 };
         self.ahead = most.clamp(WINDOW_BYTES_MIN, WINDOW_BYTES_MAX);
@@ -561,7 +562,7 @@ impl Window {
         } else {
             range.end.saturating_sub(self.ahead).min(range.start)..range.end
         };
-        self.bytes = source.read(wide.clone())?;
+        self.bytes = source.read(wide.clone(), keep)?;
         self.start = wide.start;
         within(self).ok_or_else(|| Error::new(Kind::Bug, "a window without the block it was fetched for"))
     }
