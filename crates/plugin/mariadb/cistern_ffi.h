@@ -92,6 +92,7 @@ void cistern_session_free(cistern_session *session, cistern_interrupt *interrupt
 void cistern_session_interrupt(const cistern_interrupt *interrupt);
 void cistern_session_isolation(cistern_session *session, int repeatable_read);
 void cistern_session_lock_timeout(cistern_session *session, uint64_t milliseconds);
+void cistern_session_conflicts(cistern_session *session, int detect);
 int cistern_session_snapshot(cistern_session *session);
 int cistern_statement_begin(cistern_session *session);
 int cistern_statement_rollback(cistern_session *session);

@@ -51,9 +51,12 @@ static MYSQL_SYSVAR_UINT(wal_upload_interval_ms, setting_upload_interval, PLUGIN
 static MYSQL_THDVAR_ULONG(lock_wait_timeout, PLUGIN_VAR_RQCMDARG,
   "Seconds that a statement waits for a row lock before it fails with 1205", nullptr, nullptr, 50, 0, 100000000, 0);
 
+static MYSQL_THDVAR_BOOL(snapshot_isolation, PLUGIN_VAR_OPCMDARG,
+  "In REPEATABLE READ, a write to a row that changed after the transaction's snapshot fails with 1213; OFF writes over it, as InnoDB long did", nullptr, nullptr, TRUE);
+
 static struct st_mysql_sys_var *cistern_settings[]= {
   MYSQL_SYSVAR(bucket), MYSQL_SYSVAR(branch), MYSQL_SYSVAR(data_dir), MYSQL_SYSVAR(block_cache_size), MYSQL_SYSVAR(memtable_size), MYSQL_SYSVAR(disk_cache_size),
-  MYSQL_SYSVAR(unuploaded_size_max), MYSQL_SYSVAR(transaction_size_max), MYSQL_SYSVAR(wal_upload_interval_ms), MYSQL_SYSVAR(lock_wait_timeout), nullptr };
+  MYSQL_SYSVAR(unuploaded_size_max), MYSQL_SYSVAR(transaction_size_max), MYSQL_SYSVAR(wal_upload_interval_ms), MYSQL_SYSVAR(lock_wait_timeout), MYSQL_SYSVAR(snapshot_isolation), nullptr };
 
 /* Applications and dumps set these two of InnoDB's session variables; a plugin's variables start with its name, hence the names of the two small plugins below. */
 namespace innodb_lock {
@@ -248,6 +251,7 @@ static Connection *join_transaction(THD *thd)
   }
   if (!connection->statement) {
     cistern_session_lock_timeout(connection->session, lock_timeout_ms(thd));
+    cistern_session_conflicts(connection->session, THDVAR(thd, snapshot_isolation));
     cistern_statement_begin(connection->session);
     connection->statement= true;
   }

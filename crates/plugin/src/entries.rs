@@ -296,6 +296,15 @@ unsafe extern "C" fn cistern_session_lock_timeout(session: *mut SessionHandle, m
 }
 
 #[unsafe(no_mangle)]
+unsafe extern "C" fn cistern_session_conflicts(session: *mut SessionHandle, detect: c_int) {
+    guard(|| {
+        // SAFETY: a session of ours.
+        unsafe { session_mut(session) }?.session.set_conflict_detection(detect != 0);
+        Ok(())
+    });
+}
+
+#[unsafe(no_mangle)]
 unsafe extern "C" fn cistern_session_snapshot(session: *mut SessionHandle) -> c_int {
     guard(|| {
         // SAFETY: a session of ours.

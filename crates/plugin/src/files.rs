@@ -71,7 +71,7 @@ impl FileMirror {
         })?;
         let generation = copies.remove(GENERATION).map_or(0, |bytes| parse_generation(&bytes));
         let mirror = Self { root: root.to_owned(), store, state: Mutex::new(State::default()) };
-        let trusted = fs::read(root.join(MARKER)).is_ok_and(|bytes| parse_generation(&bytes) == generation);
+        let trusted = fs::read(root.join(MARKER)).map_or(0, |bytes| parse_generation(&bytes)) == generation;
         for database in mirror.store.databases()? {
             if database != TEMPORARY && !database.starts_with('#') {
                 mirror.attempt(&database, fs::create_dir_all(root.join(&database)));

@@ -141,9 +141,10 @@ fn open(callbacks: &Callbacks, start: &Start) -> Result<Life, Refusal> {
             "no bucket: set cistern_bucket or the environment variable CISTERN_BUCKET to its URL".to_owned(),
         ));
     }
+    let server_dir = PathBuf::from(&start.server_dir);
+    let url = below_server_dir(&url, &server_dir)?;
     let bucket = bucket::open(&url, &bucket::Options::default())
         .map_err(|error| refused(&error.into(), "cistern_bucket"))?;
-    let server_dir = PathBuf::from(&start.server_dir);
     let local = match start.data_dir.as_str() {
         "" => server_dir.join("#cistern"),
         set => PathBuf::from(set),
@@ -159,6 +160,20 @@ fn open(callbacks: &Callbacks, start: &Start) -> Result<Life, Refusal> {
     let engine =
         Engine::open(parts, settings(start)).map_err(|error| refused(&error, "opening the bucket"))?;
     open_tables(callbacks, engine, &server_dir)
+}
+
+/// `file:./name` is a directory in the server's data directory, made if it is absent. For tests that start many servers: each has its own.
+fn below_server_dir(url: &str, server_dir: &Path) -> Result<String, Refusal> {
+    let Some(name) = url.strip_prefix("file:./") else { return Ok(url.to_owned()) };
+    let directory = server_dir.join(name);
+    let made = std::fs::create_dir_all(&directory).and_then(|()| directory.canonicalize());
+    match made {
+        Ok(directory) => Ok(format!("file://{}", directory.display())
+            .replace('%', "%25")
+            .replace('#', "%23")
+            .replace('?', "%3F")),
+        Err(error) => Err((exit::CONFIGURATION, format!("cistern_bucket {}: {error}", directory.display()))),
+    }
 }
 
 fn open_tables(callbacks: &Callbacks, engine: Arc<Engine>, server_dir: &Path) -> Result<Life, Refusal> {
