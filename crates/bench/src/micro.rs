@@ -11,7 +11,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Instant;
 
-use engine::internals::{AnySource, Memtable, Merge, Source, WriteSet};
+use engine::internals::{Memtable, Merge, Source, WriteSet};
 use engine::{OpKind, Result, Seqno, TreeId, full_key};
 
 const ROWS: u64 = 500_000;
@@ -76,17 +76,17 @@ fn main() -> Result<()> {
         let parts = filled(&keys, sources);
         report(&format!("merge of {sources} memtables, scan"), first, then, &mut || {
             let mut merge = Merge::new();
-            parts.iter().for_each(|part| merge.add(AnySource::Memtable(part.iter_tree(TREE))));
+            parts.iter().for_each(|part| merge.add(part.iter_tree(TREE)));
             scan(&mut merge, true)
         })?;
     }
     report("merge of 1 memtable and 3 nearly empty ones, scan", "", "", &mut || {
         let mut merge = Merge::new();
-        merge.add(AnySource::Memtable(full.iter_tree(TREE)));
+        merge.add(full.iter_tree(TREE));
         for first in 0..3 {
             let small = Memtable::new();
             keys[first..first + 50].iter().for_each(|key| small.insert(key, NEWEST, OpKind::Put, &VALUE));
-            merge.add(AnySource::Memtable(small.iter_tree(TREE)));
+            merge.add(small.iter_tree(TREE));
         }
         scan(&mut merge, true)
     })?;

@@ -42,7 +42,7 @@ pub use types::{BranchId, Epoch, OpKind, Seqno, SstId, TreeId, WalPosition, full
 #[doc(hidden)]
 pub mod internals {
     pub use crate::memtable::{Memtable, MemtableIter};
-    pub use crate::merge::{AnySource, Merge};
+    pub use crate::merge::Merge;
     pub use crate::source::Source;
     pub use crate::writeset::{WriteMark, WriteSet, WriteSetIter};
 }

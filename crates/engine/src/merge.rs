@@ -11,15 +11,18 @@ use std::cmp::Ordering;
 
 use crate::memtable::MemtableIter;
 use crate::source::Source;
+use crate::sst::LevelIter;
 use crate::writeset::WriteSetIter;
 use crate::{OpKind, Result, Seqno};
 
-/// Any source that a merge may be made of, told apart without a virtual call.
-pub enum AnySource {
+/// What a cursor's merge is made of, told apart without a virtual call.
+pub(crate) enum AnySource {
     /// Writes of the transaction that reads.
     WriteSet(WriteSetIter),
     /// A memtable, frozen or not.
     Memtable(MemtableIter),
+    /// A run of L0, or a level below it.
+    Level(LevelIter),
 }
 
 /// Several sorted sources as one [`Source`].
@@ -274,6 +277,7 @@ macro_rules! whichever {
         match $source {
             AnySource::WriteSet($it) => $call,
             AnySource::Memtable($it) => $call,
+            AnySource::Level($it) => $call,
         }
     };
 }
@@ -470,6 +474,8 @@ mod tests {
         }
     }
 
+    type Values = BTreeMap<Vec<u8>, Vec<u8>>;
+
     #[derive(Clone, Debug)]
     enum Act {
         Put(u8, u8),
@@ -510,7 +516,7 @@ mod tests {
             // What the walk must show: committed before its last seek, and own writes.
             let mut model: BTreeMap<(Vec<u8>, Reverse<Seqno>), Vec<u8>> = BTreeMap::new();
             let mut set = WriteSet::new();
-            let mut marks: Vec<(WriteMark, BTreeMap<Vec<u8>, Vec<u8>>)> = Vec::new();
+            let mut marks: Vec<(WriteMark, Values)> = Vec::new();
             let mut merge = Merge::new();
             merge.add(AnySource::WriteSet(set.iter_tree(TreeId(5))));
             for memtable in &memtables {
