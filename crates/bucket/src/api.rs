@@ -170,6 +170,8 @@ pub struct Meters {
     pub put: OpMeter,
     /// Gets, ranged or whole.
     pub get: OpMeter,
+    /// Second gets that were sent because the first was slow; the store bills them besides those in `get`.
+    pub hedged: OpMeter,
     /// Heads.
     pub head: OpMeter,
     /// Pages of listings.

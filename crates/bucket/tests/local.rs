@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-use bucket::{Bucket, DirectoryBucket, FaultyBucket, MemoryBucket, ObjectName, PutOutcome, Rule};
+use bucket::{Bucket, DirectoryBucket, ErrorKind, FaultyBucket, MemoryBucket, ObjectName, PutOutcome, Rule};
 
 #[test]
 fn memory_keeps_the_promises() {
@@ -30,6 +30,52 @@ fn bad_weather_breaks_no_promise_once_requests_are_retried() {
         let bucket = FaultyBucket::new(Arc::new(MemoryBucket::new()), seed, rules).with_tries(20);
         suite::check_all(&bucket, "main", true);
     }
+}
+
+/// A file system of its own in memory; unmounted when dropped. `None` where this user may not mount.
+struct Mount(tempfile::TempDir);
+
+impl Mount {
+    fn new() -> Option<Self> {
+        let mount = Self(tempfile::tempdir().unwrap());
+        mount.mount(&["-t", "tmpfs", "-o", "size=1m", "tmpfs"]).then_some(mount)
+    }
+    fn mount(&self, arguments: &[&str]) -> bool {
+        let mut mount = Command::new("mount");
+        mount.args(arguments).arg(self.0.path()).stderr(Stdio::null());
+        mount.status().is_ok_and(|status| status.success())
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        drop(Command::new("umount").arg("-l").arg(self.0.path()).stderr(Stdio::null()).status());
+    }
+}
+
+#[test]
+fn a_full_disk_and_a_read_only_one_say_so_and_lose_nothing() {
+    let Some(mount) = Mount::new() else {
+        eprintln!("not run: this user may not mount a file system");
+        return;
+    };
+    let bucket = DirectoryBucket::open(mount.0.path()).unwrap();
+    let name = |text: &str| ObjectName::from_listing(text);
+    bucket.put(&name("kept"), suite::body(300_000)).unwrap();
+    let error = bucket.put(&name("too/large"), suite::body(900_000)).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Unavailable);
+    assert!(error.message.contains("no space is left"), "{error}");
+    assert_eq!(bucket.head(&name("too/large")).unwrap(), None);
+    bucket.put(&name("fits"), suite::body(300_000)).unwrap();
+    bucket.delete(&[name("fits")]).unwrap();
+    bucket.put(&name("fits/again"), suite::body(600_000)).unwrap();
+
+    assert!(mount.mount(&["-o", "remount,ro"]));
+    let error = bucket.put(&name("more"), suite::body(1)).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Denied);
+    assert!(error.message.contains("read-only"), "{error}");
+    assert_eq!(bucket.get(&name("kept")).unwrap(), suite::body(300_000));
+    assert_eq!(bucket.list(&name("")).unwrap().len(), 2);
 }
 
 /// Set in the child processes of the test below: the directory, and who the child is.

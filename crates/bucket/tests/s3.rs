@@ -6,6 +6,7 @@
 mod suite;
 
 use std::collections::HashMap;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -248,6 +249,20 @@ fn near_ranges_cost_one_request() {
 }
 
 #[test]
+fn a_read_that_is_slow_by_bad_luck_is_overtaken_by_a_second_one() {
+    let (server, _) = ours(vec![]);
+    let bucket = client(&server);
+    bucket.put(&name("sst"), suite::body(1_000)).unwrap();
+    // Longer than a try may take: without the second read this one would fail.
+    let slow = Effect::Latency { p50: Duration::from_secs(60), p99: Duration::from_secs(60) };
+    server.faults().set_rules(vec![Rule::new("*", slow).times(1)]);
+    let read = bucket.get_ranges(&name("sst"), &[0..10, 20..30]).unwrap();
+    assert_eq!(read.concat(), [&suite::body(1_000)[0..10], &suite::body(1_000)[20..30]].concat());
+    assert_eq!(bucket.meters().hedged.requests(), 1);
+    assert_eq!(bucket.meters().get.errors(), 0);
+}
+
+#[test]
 fn a_listing_of_many_pages_is_whole_though_entries_repeat() {
     let (server, _) = ours(vec![Rule::new("*", Effect::ListTwice)]);
     let bucket = client(&server);
@@ -332,6 +347,72 @@ fn credentials_that_expire_are_denied() {
     let error = refused(&url(server.address(), ""), &with_keys());
     assert_eq!(error.kind, ErrorKind::Denied);
     assert!(error.message.contains("expired"), "{error}");
+}
+
+/// Answers each request by its path, as the services do that give a machine its role. Ends with the process.
+fn role_service(answers: &'static [(&'static str, &'static str)]) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut request = String::new();
+            BufReader::new(&mut stream).read_line(&mut request).unwrap();
+            let path = request.split_whitespace().nth(1).unwrap_or_default();
+            let found = answers.iter().find(|(known, _)| *known == path);
+            let (status, body) = found.map_or((404, ""), |(_, body)| (200, *body));
+            let length = body.len();
+            write!(
+                stream,
+                "HTTP/1.1 {status} x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+            )
+            .unwrap();
+        }
+    });
+    address
+}
+
+const ROLE: &str = r#"{"Code":"Success","AccessKeyId":"AKIATEST","SecretAccessKey":"s3cr3t/with+odd=characters",
+    "Token":"t","Expiration":"2099-01-01T00:00:00Z"}"#;
+
+#[test]
+fn an_instance_has_the_credentials_of_its_role() {
+    let (server, memory) = ours(vec![]);
+    let service = role_service(&[
+        ("/latest/api/token", "token"),
+        ("/latest/meta-data/iam/security-credentials/", "shop-role"),
+        ("/latest/meta-data/iam/security-credentials/shop-role", ROLE),
+    ]);
+    let options = options(&[("AWS_EC2_METADATA_SERVICE_ENDPOINT", &format!("http://{service}"))]);
+    let bucket = bucket::open(&url(server.address(), ""), &options).unwrap();
+    bucket.put(&name("a"), Bytes::new()).unwrap();
+    assert_eq!(memory.contents().len(), 1);
+}
+
+#[test]
+fn a_pod_has_the_credentials_of_its_role() {
+    let (server, memory) = ours(vec![]);
+    let token = tempfile::NamedTempFile::new().unwrap();
+    let service = role_service(&[("/v1/credentials", ROLE)]);
+    let options = options(&[
+        ("AWS_CONTAINER_CREDENTIALS_FULL_URI", &format!("http://{service}/v1/credentials")),
+        ("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", &token.path().display().to_string()),
+    ]);
+    let bucket = bucket::open(&url(server.address(), ""), &options).unwrap();
+    bucket.put(&name("a"), Bytes::new()).unwrap();
+    assert_eq!(memory.contents().len(), 1);
+}
+
+#[test]
+fn a_machine_without_a_role_is_told_what_to_set() {
+    let service = role_service(&[("/latest/api/token", "token")]);
+    let options = options(&[("AWS_EC2_METADATA_SERVICE_ENDPOINT", &format!("http://{service}"))]);
+    let error = refused(&url(service, ""), &options);
+    assert_eq!(error.kind, ErrorKind::Denied, "{error}");
+    assert!(
+        error.message.contains("AWS_ACCESS_KEY_ID") && error.message.contains(&service.to_string()),
+        "{error}"
+    );
 }
 
 #[test]

@@ -70,14 +70,10 @@ impl Seen {
         let _nobody = SEEN.try_with(|seen| change(&mut seen.0.lock()));
     }
 
-    pub(super) fn note_request(host: Option<&str>, path: &str) {
-        let metadata = matches!(host, Some("169.254.169.254" | "169.254.170.2" | "169.254.170.23"))
-            || path.starts_with("/latest/");
+    /// `credentials_from`: the request asks this service for credentials, not the store for an object.
+    pub(super) fn note_request(credentials_from: Option<&str>) {
         Self::update(|answer| {
-            *answer = Answer {
-                credentials_from: host.filter(|_| metadata).map(str::to_owned),
-                ..Answer::default()
-            };
+            *answer = Answer { credentials_from: credentials_from.map(str::to_owned), ..Answer::default() };
         });
     }
 

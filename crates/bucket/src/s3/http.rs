@@ -2,6 +2,7 @@
 //! partly under Apache-2.0 alone (`docs/decisions/0001-s3-client.md`).
 
 use std::error::Error;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -28,10 +29,15 @@ const IDLE_CONNECTION_MAX: Duration = Duration::from_secs(10);
 /// An error's body is a page of XML.
 const ERROR_BODY_BYTES_MAX: usize = 64 << 10;
 
+/// Where instances, containers and pods ask for their role.
+const ROLE_SERVICES: [&str; 3] = ["169.254.169.254", "169.254.170.2", "169.254.170.23"];
+
 /// A client with a pool of connections; clones share it.
 #[derive(Clone, Debug)]
 pub(super) struct Http {
     client: Client<HttpsConnector<TcpConnector>, HttpRequestBody>,
+    /// Authorities (host and port) of services that give credentials.
+    role_services: Arc<[String]>,
 }
 
 impl Http {
@@ -61,7 +67,13 @@ impl Http {
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_CONNECTION_MAX)
             .build(connector);
-        Ok(Self { client })
+        let named = ["AWS_EC2_METADATA_SERVICE_ENDPOINT", "AWS_CONTAINER_CREDENTIALS_FULL_URI"];
+        let named = named.into_iter().filter_map(environment).filter_map(|url| {
+            let (_, rest) = url.split_once("://")?;
+            Some(rest.split('/').next().unwrap_or_default().to_owned())
+        });
+        let role_services = ROLE_SERVICES.iter().map(|host| (*host).to_owned()).chain(named).collect();
+        Ok(Self { client, role_services })
     }
 }
 
@@ -74,7 +86,10 @@ impl HttpConnector for Http {
 #[async_trait]
 impl HttpService for Http {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
-        Seen::note_request(request.uri().host(), request.uri().path());
+        let authority = request.uri().authority().map(|authority| authority.as_str());
+        let role_service =
+            authority.filter(|authority| self.role_services.iter().any(|service| service == authority));
+        Seen::note_request(role_service);
         let response = self.client.request(request).await.map_err(|error| {
             Seen::note_broken(failure::chain(&error), is_tls(&error));
             let kind = if error.is_connect() { HttpErrorKind::Connect } else { HttpErrorKind::Interrupted };

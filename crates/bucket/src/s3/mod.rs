@@ -6,6 +6,7 @@
 //! * A conditional put says `Created` only when the store did; 409 is no answer and is tried again.
 //! * Credentials appear in no error, log line or `Debug`.
 
+mod call;
 mod credentials;
 mod crypto;
 mod failure;
@@ -13,7 +14,6 @@ mod http;
 
 use std::fmt;
 use std::future::Future;
-use std::hash::{BuildHasher, RandomState};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,9 +25,9 @@ use object_store::list::{PaginatedListOptions, PaginatedListStore};
 use object_store::multipart::{MultipartStore, PartId};
 use object_store::path::Path;
 use object_store::{GetOptions, GetRange, ObjectStore, PutMode, PutOptions, RetryConfig};
-use tokio::time::Instant;
 
-use self::failure::{Failure, Reaction, Seen};
+use self::call::{Call, Hedge};
+use self::failure::Failure;
 use crate::api::{check_prefix, check_ranges};
 use crate::faulty::sort_and_drop_repeats;
 use crate::open::S3Location;
@@ -45,15 +45,6 @@ const CONCURRENCY: usize = 4;
 const DELETE_BATCH: usize = 1000;
 /// Pages of one listing: a hundred million objects.
 const LIST_PAGES_MAX: usize = 100_000;
-/// A try that moved nothing for so long is given up, so that another one may do better.
-const TRY_PATIENCE: Duration = Duration::from_secs(15);
-/// A try gets a second more for each of these.
-const SLOWEST_BYTES_PER_SECOND: u64 = 512 << 10;
-/// Waits between tries double from the first to the last, and are then cut at random.
-const BACKOFF_FIRST: Duration = Duration::from_millis(50);
-const BACKOFF_LAST: Duration = Duration::from_secs(5);
-/// An answer that no S3 would give is taken for a wrong endpoint after so many tries.
-const NONSENSE_TRIES: u32 = 3;
 
 /// A prefix of an S3 bucket. Dropping it ends its threads.
 pub struct S3Bucket {
@@ -64,6 +55,7 @@ pub struct S3Bucket {
     deadline: Duration,
     part_bytes: usize,
     meters: Meters,
+    hedge: Hedge,
     /// Taken by `drop` alone.
     runtime: Option<tokio::runtime::Runtime>,
 }
@@ -133,6 +125,7 @@ impl S3Bucket {
             deadline: options.deadline,
             part_bytes: options.part_bytes,
             meters: Meters::default(),
+            hedge: Hedge::default(),
             runtime: Some(runtime),
         })
     }
@@ -156,8 +149,8 @@ impl S3Bucket {
     }
 
     fn call<'a>(&'a self, operation: Operation, name: &'a ObjectName, bytes: u64) -> Call<'a> {
-        let patience = self.deadline + at_slowest(bytes);
-        Call { bucket: self, operation, name, bytes, started: Instant::now(), patience }
+        let meter = self.meter(operation);
+        Call { operation, name, bytes, deadline: self.deadline, meter, place: &self.place }
     }
 
     fn meter(&self, operation: Operation) -> &OpMeter {
@@ -266,8 +259,8 @@ impl S3Bucket {
         name: &ObjectName,
         range: Range<u64>,
     ) -> Result<(Bytes, u64), BucketError> {
-        let call = self.call(Operation::Get, name, range.end - range.start);
-        call.send(async |_| {
+        let bytes = range.end - range.start;
+        let read = || async {
             let options = GetOptions { range: Some(GetRange::Bounded(range.clone())), ..Default::default() };
             let answer = self.store.get_opts(path, options).await?;
             let (size, expected) = (answer.meta.size, answer.range.end - answer.range.start);
@@ -276,8 +269,9 @@ impl S3Bucket {
                 return Err(Failure::Torn(format!("{} of {expected} bytes arrived", body.len())));
             }
             Ok((body, size))
-        })
-        .await
+        };
+        let call = self.call(Operation::Get, name, bytes);
+        call.send(async |_| self.hedge.first_of(bytes, &self.meters.hedged, read).await).await
     }
 
     async fn fetch_ranges(
@@ -344,70 +338,6 @@ impl S3Bucket {
             Ok((objects.collect(), page.page_token))
         })
         .await
-    }
-}
-
-/// One call, tried until its patience ends.
-struct Call<'a> {
-    bucket: &'a S3Bucket,
-    operation: Operation,
-    name: &'a ObjectName,
-    /// Of one try's body, in either direction.
-    bytes: u64,
-    started: Instant,
-    patience: Duration,
-}
-
-impl Call<'_> {
-    /// Sends what `attempt` sends, again and again while that may help.
-    async fn send<T>(
-        &self,
-        mut attempt: impl AsyncFnMut(Seen) -> Result<T, Failure>,
-    ) -> Result<T, BucketError> {
-        let meter = self.bucket.meter(self.operation);
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            let left = self.patience.saturating_sub(self.started.elapsed());
-            let limit = (TRY_PATIENCE + at_slowest(self.bytes)).min(left.max(Duration::from_millis(100)));
-            let seen = Seen::default();
-            let answered = seen.clone().watch(tokio::time::timeout(limit, attempt(seen.clone()))).await;
-            let failure = match answered {
-                Ok(Ok(answer)) => {
-                    meter.count(self.bytes);
-                    return Ok(answer);
-                }
-                Ok(Err(failure)) => failure,
-                Err(_) => Failure::Torn(format!("no answer within {:.1} s", limit.as_secs_f64())),
-            };
-            meter.count_error();
-            let (reaction, message) = failure.explain(&seen);
-            let wait = backoff(tries);
-            let again = match reaction {
-                Reaction::Retry => true,
-                Reaction::RetryBriefly(_) => tries < NONSENSE_TRIES,
-                Reaction::Stop(_) => false,
-            };
-            if again && self.started.elapsed() + wait < self.patience {
-                tracing::debug!(operation = %self.operation, name = %self.name, tries, message, "trying again");
-                tokio::time::sleep(wait).await;
-                continue;
-            }
-            let kind = match reaction {
-                Reaction::Retry => ErrorKind::Unavailable,
-                Reaction::RetryBriefly(kind) | Reaction::Stop(kind) => kind,
-            };
-            return Err(self.error(kind, tries, &message));
-        }
-    }
-
-    fn error(&self, kind: ErrorKind, tries: u32, message: &str) -> BucketError {
-        let times = match tries {
-            1 => String::new(),
-            _ => format!(" (tried {tries} times in {:.0} s)", self.started.elapsed().as_secs_f64()),
-        };
-        let message = format!("{message}; {}{times}", self.bucket.place);
-        BucketError::new(kind, self.operation.as_str(), self.name, message)
     }
 }
 
@@ -532,19 +462,6 @@ fn with_bucket_in_host(endpoint: &str, location: &S3Location) -> String {
     }
 }
 
-fn at_slowest(bytes: u64) -> Duration {
-    Duration::from_secs(bytes / SLOWEST_BYTES_PER_SECOND)
-}
-
-/// A wait before try `tries + 1`: between a tenth and the whole of a doubling step, so that clients that failed together
-/// do not come back together.
-fn backoff(tries: u32) -> Duration {
-    let step = BACKOFF_FIRST.saturating_mul(1 << tries.min(10)).min(BACKOFF_LAST);
-    // Each `RandomState` has keys of its own; this is all the chance that jitter needs.
-    let chance = RandomState::new().hash_one(tries) as f64 / u64::MAX as f64;
-    step.mul_f64(0.1 + 0.9 * chance)
-}
-
 fn contains(outer: &Range<u64>, inner: &Range<u64>) -> bool {
     outer.start <= inner.start && inner.end <= outer.end
 }
@@ -583,13 +500,5 @@ mod tests {
         let large = COALESCED_BYTES_MAX;
         assert_eq!(coalesce(&[0..large, large..large + 1]), [0..large, large..large + 1]);
         assert_eq!(coalesce(&[0..large * 2, 5..6]), [0..large * 2]);
-    }
-
-    #[test]
-    fn waits_grow_to_a_limit() {
-        for tries in 1..100 {
-            let wait = backoff(tries);
-            assert!(wait >= BACKOFF_FIRST / 10 && wait <= BACKOFF_LAST, "{wait:?} after try {tries}");
-        }
     }
 }

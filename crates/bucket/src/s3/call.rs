@@ -1,0 +1,226 @@
+//! One call: tried again while that may help, and while its time lasts.
+
+use std::future::Future;
+use std::hash::{BuildHasher, RandomState};
+use std::time::Duration;
+
+use futures_util::future::{Either, select};
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use super::failure::{Failure, Reaction, Seen};
+use crate::{BucketError, ErrorKind, ObjectName, OpMeter, Operation};
+
+/// A try that moved nothing for so long is given up, so that another one may do better.
+const TRY_PATIENCE: Duration = Duration::from_secs(15);
+/// A try gets a second more for each of these.
+const SLOWEST_BYTES_PER_SECOND: u64 = 512 << 10;
+/// Waits between tries double from the first to the last, and are then cut at random.
+const BACKOFF_FIRST: Duration = Duration::from_millis(50);
+const BACKOFF_LAST: Duration = Duration::from_secs(5);
+/// An answer that no S3 would give is taken for a wrong endpoint after so many tries.
+const NONSENSE_TRIES: u32 = 3;
+
+pub(super) struct Call<'a> {
+    pub operation: Operation,
+    pub name: &'a ObjectName,
+    /// Of one try's body, in either direction.
+    pub bytes: u64,
+    pub deadline: Duration,
+    pub meter: &'a OpMeter,
+    /// For people: where the request goes.
+    pub place: &'a str,
+}
+
+impl Call<'_> {
+    /// Sends what `attempt` sends, again and again while that may help.
+    pub async fn send<T>(
+        &self,
+        mut attempt: impl AsyncFnMut(Seen) -> Result<T, Failure>,
+    ) -> Result<T, BucketError> {
+        let started = Instant::now();
+        let patience = self.deadline + at_slowest(self.bytes);
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let left = patience.saturating_sub(started.elapsed());
+            let limit = (TRY_PATIENCE + at_slowest(self.bytes)).min(left.max(Duration::from_millis(100)));
+            let seen = Seen::default();
+            let answered = seen.clone().watch(tokio::time::timeout(limit, attempt(seen.clone()))).await;
+            let failure = match answered {
+                Ok(Ok(answer)) => {
+                    self.meter.count(self.bytes);
+                    return Ok(answer);
+                }
+                Ok(Err(failure)) => failure,
+                Err(_) => Failure::Torn(format!("no answer within {:.1} s", limit.as_secs_f64())),
+            };
+            self.meter.count_error();
+            let (reaction, message) = failure.explain(&seen);
+            let wait = backoff(tries);
+            let again = match reaction {
+                Reaction::Retry => true,
+                Reaction::RetryBriefly(_) => tries < NONSENSE_TRIES,
+                Reaction::Stop(_) => false,
+            };
+            if again && started.elapsed() + wait < patience {
+                tracing::debug!(operation = %self.operation, name = %self.name, tries, message, "trying again");
+                tokio::time::sleep(wait).await;
+                continue;
+            }
+            let kind = match reaction {
+                Reaction::Retry => ErrorKind::Unavailable,
+                Reaction::RetryBriefly(kind) | Reaction::Stop(kind) => kind,
+            };
+            return Err(self.error(kind, tries, started.elapsed(), &message));
+        }
+    }
+
+    fn error(&self, kind: ErrorKind, tries: u32, took: Duration, message: &str) -> BucketError {
+        let times = match tries {
+            1 => String::new(),
+            _ => format!(" (tried {tries} times in {:.0} s)", took.as_secs_f64()),
+        };
+        BucketError::new(
+            kind,
+            self.operation.as_str(),
+            self.name,
+            format!("{message}; {}{times}", self.place),
+        )
+    }
+}
+
+/// When a read has taken longer than nearly all before it, a second one is sent, and the first answer wins: a store's slow
+/// requests are slow by bad luck more often than by load.
+#[derive(Debug)]
+pub(super) struct Hedge(Mutex<Pace>);
+
+#[derive(Clone, Copy, Debug)]
+struct Pace {
+    /// What about 95 % of reads stay below.
+    slow: Duration,
+    reads: u64,
+    hedged: u64,
+}
+
+/// Where the estimate of the 95th percentile starts, and between what it stays.
+const SLOW_AT_FIRST: Duration = Duration::from_millis(400);
+const SLOW_MIN: Duration = Duration::from_millis(20);
+const SLOW_MAX: Duration = Duration::from_secs(5);
+/// At most one read in so many is sent twice, lest an overloaded store gets more load.
+const HEDGED_SHARE: u64 = 10;
+/// Larger reads take their time by their size.
+const HEDGED_BYTES_MAX: u64 = 1 << 20;
+
+impl Default for Hedge {
+    fn default() -> Self {
+        Self(Mutex::new(Pace { slow: SLOW_AT_FIRST, reads: 0, hedged: 0 }))
+    }
+}
+
+impl Hedge {
+    /// The answer of `attempt`, or of a second one like it. `meter` counts the second.
+    pub async fn first_of<T, F>(
+        &self,
+        bytes: u64,
+        meter: &OpMeter,
+        attempt: impl Fn() -> F,
+    ) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, Failure>>,
+    {
+        if bytes > HEDGED_BYTES_MAX {
+            return attempt().await;
+        }
+        let started = Instant::now();
+        let answer = self.race(meter, attempt).await;
+        if answer.is_ok() {
+            self.0.lock().learn(started.elapsed());
+        }
+        answer
+    }
+
+    async fn race<T, F>(&self, meter: &OpMeter, attempt: impl Fn() -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, Failure>>,
+    {
+        let slow = self.0.lock().slow;
+        let mut first = Box::pin(attempt());
+        if let Ok(answer) = tokio::time::timeout(slow, &mut first).await {
+            return answer;
+        }
+        if !self.0.lock().take_hedge() {
+            return first.await;
+        }
+        meter.count(0);
+        let second = Box::pin(Seen::default().watch(attempt()));
+        match select(first, second).await {
+            Either::Left((Ok(answer), _)) | Either::Right((Ok(answer), _)) => Ok(answer),
+            // The first one's failure is the one that was watched from outside.
+            Either::Left((Err(failure), second)) => second.await.map_err(|_| failure),
+            Either::Right((Err(_), first)) => first.await,
+        }
+    }
+}
+
+impl Pace {
+    /// Moves the estimate up by 19 steps or down by one, so that it rests where one in twenty is above.
+    fn learn(&mut self, took: Duration) {
+        self.reads += 1;
+        let step = self.slow / 200;
+        let slow = if took > self.slow { self.slow + 19 * step } else { self.slow - step };
+        self.slow = slow.clamp(SLOW_MIN, SLOW_MAX);
+    }
+
+    fn take_hedge(&mut self) -> bool {
+        let allowed = self.hedged * HEDGED_SHARE <= self.reads + HEDGED_SHARE;
+        self.hedged += u64::from(allowed);
+        allowed
+    }
+}
+
+fn at_slowest(bytes: u64) -> Duration {
+    Duration::from_secs(bytes / SLOWEST_BYTES_PER_SECOND)
+}
+
+/// A wait before try `tries + 1`: between a tenth and the whole of a doubling step, so that clients that failed together
+/// do not come back together.
+fn backoff(tries: u32) -> Duration {
+    let step = BACKOFF_FIRST.saturating_mul(1 << tries.min(10)).min(BACKOFF_LAST);
+    // Each `RandomState` has keys of its own; this is all the chance that jitter needs.
+    let chance = RandomState::new().hash_one(tries) as f64 / u64::MAX as f64;
+    step.mul_f64(0.1 + 0.9 * chance)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_grow_to_a_limit() {
+        for tries in 1..100 {
+            let wait = backoff(tries);
+            assert!(wait >= BACKOFF_FIRST / 10 && wait <= BACKOFF_LAST, "{wait:?} after try {tries}");
+        }
+    }
+
+    #[test]
+    fn the_estimate_rests_where_one_read_in_twenty_is_slower() {
+        let mut pace = *Hedge::default().0.lock();
+        for read in 0..20_000u64 {
+            pace.learn(Duration::from_millis(1 + read * 7919 % 1000));
+        }
+        let slow = pace.slow.as_millis();
+        assert!((900..=990).contains(&slow), "{slow} ms of up to 1000");
+    }
+
+    #[test]
+    fn no_more_than_one_read_in_ten_is_sent_twice() {
+        let mut pace = *Hedge::default().0.lock();
+        let hedged = (0..1000).filter(|_| {
+            pace.learn(Duration::from_secs(9));
+            pace.take_hedge()
+        });
+        assert!((90..=110).contains(&hedged.count()));
+    }
+}
