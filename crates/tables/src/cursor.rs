@@ -715,8 +715,11 @@ fn decode(
 
 /// A position is the primary key, zeros, and its length.
 pub(crate) fn put_position(key: &[u8], position: &mut [u8]) {
-    let room = position.len() - 2;
-    let len = key.len().min(room);
+    let (room, len) = (position.len() - 2, key.len());
+    assert!(
+        len <= room,
+        "a primary key of {len} bytes; a collation's longest weights were said to fit {room}"
+    );
     position[..len].copy_from_slice(&key[..len]);
     position[len..room].fill(0);
     position[room..].copy_from_slice(&(len as u16).to_be_bytes());

@@ -124,10 +124,9 @@ impl Part {
             // At worst each second unit is a lone space, which takes a marker and a count more.
             Shape::SpacedBytes => text * 2 + 6,
             Shape::SpacedWeights { unit, .. } => text * 2 + unit + 6,
-            _ => self.fixed_len().unwrap_or_else(|| match self.shape {
-                Shape::Int(n) | Shape::UInt(n) | Shape::Fixed(n) | Shape::Padded { bytes: n, .. } => n,
-                _ => 8,
-            }),
+            Shape::Int(n) | Shape::UInt(n) | Shape::Fixed(n) | Shape::Padded { bytes: n, .. } => n,
+            Shape::Float => 4,
+            Shape::Double => 8,
         };
         value + usize::from(self.nullable)
     }
@@ -518,9 +517,8 @@ fn walk_zeros(key: &[u8], start: usize, flip: u8, mut chunk: impl FnMut(&[u8])) 
 /// sorts later, before something greater it sorts earlier. Spaces at the end vanish.
 fn escape_spaces(value: &[u8], space: &[u8], out: &mut Vec<u8>) {
     let unit = space.len();
-    let mut units = value.chunks(unit);
     let mut run = 0usize;
-    while let Some(chunk) = units.next() {
+    for chunk in value.chunks(unit) {
         if chunk == space {
             run += 1;
             continue;

@@ -346,8 +346,8 @@ impl Table {
             }
             rows = if more { rows.max(counted) } else { counted };
         }
-        if estimate.entries > 0 {
-            self.state.row_bytes.store(estimate.bytes / estimate.entries, Relaxed);
+        if let Some(bytes) = estimate.bytes.checked_div(estimate.entries) {
+            self.state.row_bytes.store(bytes.max(1), Relaxed);
         }
         self.state.set_rows(rows);
         let usable = stored.per_key.len() == self.layout.indexes.len();

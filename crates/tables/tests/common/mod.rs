@@ -1,6 +1,7 @@
 //! A stand-in for the server: lays out records and key tuples as it does, and compares values as it would.
 
 #![allow(dead_code, reason = "each test file uses its share")]
+#![allow(clippy::unwrap_used, reason = "a test may fail")]
 
 use std::cmp::Ordering;
 use std::sync::Arc;

@@ -1,0 +1,291 @@
+//! What single statements do: moves, repeats, replacements, rollbacks.
+
+#![allow(clippy::unwrap_used, reason = "a test may fail")]
+
+mod common;
+
+use common::*;
+use tables::{Error, ReadFlag, RowLock};
+
+fn accounts() -> Shape {
+    Shape::new(
+        &[int(4), varchar(20, Text::Caseless), int(8), blob(4, Text::Binary).null()],
+        &[unique(&[part(0)]), unique(&[part(1)]), plain(&[part(2)])],
+    )
+}
+
+fn account(id: i64, name: &str, sum: i64) -> Vec<V> {
+    vec![V::I(id), text(name), V::I(sum), V::Null]
+}
+
+/// UPDATE t SET id = id + 10 would follow its own rows to the end of numbers if a scan met them again.
+#[test]
+fn an_update_that_moves_rows_ahead_of_its_scan_meets_each_once() {
+    let store = store();
+    let mut t = create(&store, "d/t", &accounts());
+    let mut s = session(&store);
+    s.statement_begin();
+    for id in 1..=20 {
+        t.insert(&mut s, &account(id, &format!("n{id}"), id)).unwrap();
+    }
+    t.cursor.set_lock(RowLock::Exclusive);
+    for key in [None, Some(0), Some(2)] {
+        t.cursor.start(key).unwrap();
+        let mut met = 0;
+        while let Some(mut row) = t.next(&mut s) {
+            met += 1;
+            let (V::I(id), V::I(sum)) = (&row[0], &row[2]) else { panic!("numbers") };
+            let (id, sum) = (*id, *sum);
+            match key {
+                Some(2) => row[2] = V::I(sum + 5),
+                _ => row[0] = V::I(id + 100),
+            }
+            t.update(&mut s, &row).unwrap();
+        }
+        assert_eq!(met, 20, "by {key:?}");
+    }
+    let ids: Vec<V> = t.scan(&mut s, Some(2)).into_iter().map(|row| row[0].clone()).collect();
+    assert_eq!(ids, (201..=220).map(V::I).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_duplicate_names_its_key_and_leads_to_the_row_in_the_way() {
+    let store = store();
+    let mut t = create(&store, "d/t", &accounts());
+    let mut s = session(&store);
+    s.statement_begin();
+    t.insert(&mut s, &account(1, "ann", 0)).unwrap();
+    t.insert(&mut s, &account(2, "bob", 0)).unwrap();
+    for (row, key, in_the_way) in [
+        (account(1, "cid", 0), 0, account(1, "ann", 0)),
+        (account(3, "BOB  ", 0), 1, account(2, "bob", 0)),
+        (account(1, "bob", 0), 0, account(1, "ann", 0)),
+    ] {
+        let got = t.insert(&mut s, &row);
+        assert!(matches!(got, Err(Error::Duplicate { key: named }) if named == key), "{got:?}");
+        let mut position = vec![0; t.table.position_length()];
+        t.cursor.duplicate_position(&mut position);
+        assert!(t.cursor.read_position(&mut s, &position, &mut t.image).unwrap());
+        assert_eq!(t.shape.row(&t.image), in_the_way);
+    }
+    assert_eq!(t.scan(&mut s, Some(2)).len(), 2, "a refused row leaves nothing behind");
+}
+
+/// REPLACE: delete what is in the way, one after the other, then insert.
+#[test]
+fn a_row_replaces_all_that_are_in_its_way() {
+    let store = store();
+    let mut t = create(&store, "d/t", &accounts());
+    let mut s = session(&store);
+    s.statement_begin();
+    t.insert(&mut s, &account(1, "ann", 0)).unwrap();
+    t.insert(&mut s, &account(2, "bob", 0)).unwrap();
+    let mut removed = 0;
+    while let Err(error) = t.insert(&mut s, &account(1, "bob", 9)) {
+        assert!(matches!(error, Error::Duplicate { .. }), "{error}");
+        let mut position = vec![0; t.table.position_length()];
+        t.cursor.duplicate_position(&mut position);
+        assert!(t.cursor.read_position(&mut s, &position, &mut t.image).unwrap());
+        t.cursor.delete(&mut s).unwrap();
+        removed += 1;
+    }
+    assert_eq!(removed, 2);
+    s.commit().unwrap();
+    s.statement_begin();
+    for key in [None, Some(0), Some(1), Some(2)] {
+        assert_eq!(t.scan(&mut s, key), [account(1, "bob", 9)]);
+    }
+    assert_eq!(t.table.row_count(), 1);
+}
+
+#[test]
+fn a_failed_statement_is_undone_and_the_ones_before_it_stay() {
+    let store = store();
+    let mut t = create(&store, "d/t", &accounts());
+    let mut s = session(&store);
+    s.statement_begin();
+    t.insert(&mut s, &account(1, "ann", 0)).unwrap();
+    s.statement_begin();
+    t.insert(&mut s, &account(2, "bob", 0)).unwrap();
+    t.read(&mut s, 0, &[V::I(1)], ReadFlag::Exact).unwrap();
+    t.update(&mut s, &account(5, "eve", 3)).unwrap();
+    s.statement_rollback();
+    assert_eq!(t.scan(&mut s, Some(1)), [account(1, "ann", 0)]);
+    s.commit().unwrap();
+    s.statement_begin();
+    assert_eq!(t.scan(&mut s, Some(2)), [account(1, "ann", 0)]);
+    assert_eq!(t.table.row_count(), 1, "rows of the failed statement do not count");
+}
+
+#[test]
+fn savepoints_nest_and_can_be_used_again() {
+    let store = store();
+    let mut t = create(&store, "d/t", &accounts());
+    let mut s = session(&store);
+    s.statement_begin();
+    t.insert(&mut s, &account(1, "a", 0)).unwrap();
+    let one = s.savepoint();
+    t.insert(&mut s, &account(2, "b", 0)).unwrap();
+    let two = s.savepoint();
+    t.insert(&mut s, &account(3, "c", 0)).unwrap();
+    s.rollback_to(&two);
+    assert_eq!(t.scan(&mut s, None).len(), 2);
+    t.insert(&mut s, &account(4, "d", 0)).unwrap();
+    s.rollback_to(&two);
+    s.rollback_to(&one);
+    assert_eq!(t.scan(&mut s, None), [account(1, "a", 0)]);
+    s.commit().unwrap();
+    assert_eq!(t.table.row_count(), 1);
+}
+
+#[test]
+fn a_scan_that_is_under_way_sees_what_its_session_writes_ahead_of_it() {
+    let store = store();
+    let mut t = create(&store, "d/t", &accounts());
+    let mut writer = open(&store, "d/t", &accounts());
+    let mut s = session(&store);
+    s.statement_begin();
+    for id in [1, 5] {
+        t.insert(&mut s, &account(id, &format!("{id}"), 0)).unwrap();
+    }
+    t.cursor.start(None).unwrap();
+    assert_eq!(t.next(&mut s), Some(account(1, "1", 0)));
+    writer.insert(&mut s, &account(3, "3", 0)).unwrap();
+    writer.read(&mut s, 0, &[V::I(5)], ReadFlag::Exact).unwrap();
+    writer.cursor.delete(&mut s).unwrap();
+    assert_eq!(t.next(&mut s), Some(account(3, "3", 0)));
+    assert_eq!(t.next(&mut s), None);
+    assert_eq!(t.prev(&mut s), Some(account(3, "3", 0)), "back from the end");
+}
+
+/// The server buffers the rows of INSERT … SELECT from the same table, then writes them; the reading cursor is done by then.
+#[test]
+fn a_table_can_be_inserted_into_from_itself() {
+    let store = store();
+    let shape = Shape::hidden(&[int(4)], &[plain(&[part(0)])]);
+    let mut t = create(&store, "d/t", &shape);
+    let mut s = session(&store);
+    s.statement_begin();
+    for id in 0..10 {
+        t.insert(&mut s, &[V::I(id)]).unwrap();
+    }
+    for _ in 0..3 {
+        s.statement_begin();
+        for row in t.scan(&mut s, None) {
+            t.insert(&mut s, &row).unwrap();
+        }
+    }
+    s.commit().unwrap();
+    assert_eq!(t.table.row_count(), 80);
+    s.statement_begin();
+    assert_eq!(t.scan(&mut s, Some(0)).len(), 80);
+}
+
+#[test]
+fn columns_that_were_not_read_survive_an_update() {
+    let store = store();
+    let shape = Shape::new(
+        &[int(4), varchar(30, Text::Binary), blob(4, Text::Binary).null(), double().null(), int(2)],
+        &[unique(&[part(0)]), plain(&[part(1)])],
+    );
+    let mut t = create(&store, "d/t", &shape);
+    let mut s = session(&store);
+    s.statement_begin();
+    let row = vec![V::I(1), text("name"), V::B(vec![9; 5000]), V::D(1.5), V::I(3)];
+    t.insert(&mut s, &row).unwrap();
+    // Only columns 0 and 4 are read; the rest of the record is whatever was in it.
+    t.cursor.set_columns(Some(&[0b1_0001]));
+    t.cursor.set_lock(RowLock::Exclusive);
+    t.image.fill(0xee);
+    t.cursor.start(Some(0)).unwrap();
+    let tuple = shape.tuple(0, &[V::I(1)]);
+    assert!(t.cursor.read(&mut s, &tuple, ReadFlag::Exact, &mut t.image).unwrap());
+    let old = t.image.clone();
+    let mut new = old.clone();
+    let place = shape.descriptor().fields[4].offset as usize;
+    new[place..place + 2].copy_from_slice(&8i16.to_le_bytes());
+    t.cursor.update(&mut s, &old, tables::Record { image: &new, blobs: &[&[]] }).unwrap();
+    t.cursor.set_columns(None);
+    let mut expected = row;
+    expected[4] = V::I(8);
+    assert_eq!(t.scan(&mut s, None), [expected.clone()]);
+    assert_eq!(t.scan(&mut s, Some(1)), [expected]);
+}
+
+#[test]
+fn a_row_of_64_mib_comes_back() {
+    let store = store();
+    let shape = Shape::new(&[int(4), blob(4, Text::Binary)], &[unique(&[part(0)])]);
+    let mut t = create(&store, "d/t", &shape);
+    let mut s = session(&store);
+    s.statement_begin();
+    let big: Vec<u8> = (0..64u32 << 20).map(|i| (i % 251) as u8).collect();
+    t.insert(&mut s, &[V::I(1), V::B(big.clone())]).unwrap();
+    s.commit().unwrap();
+    s.statement_begin();
+    let got = t.read(&mut s, 0, &[V::I(1)], ReadFlag::Exact).unwrap();
+    assert!(got[1] == V::B(big), "every byte");
+}
+
+/// UPDATE t SET a = b: the new record's BLOB points into the memory of the row that is being replaced.
+#[test]
+fn a_blob_can_be_copied_from_the_row_that_is_being_updated() {
+    let store = store();
+    let shape = Shape::new(
+        &[int(4), blob(4, Text::Binary).null(), blob(4, Text::Binary).null()],
+        &[unique(&[part(0)])],
+    );
+    let mut t = create(&store, "d/t", &shape);
+    let mut s = session(&store);
+    s.statement_begin();
+    t.insert(&mut s, &[V::I(1), V::B(vec![1; 100]), V::B(vec![2; 3000])]).unwrap();
+    // Without a lock the update has to read the row again, which must not disturb the one that the record points to.
+    let row = t.read(&mut s, 0, &[V::I(1)], ReadFlag::Exact).unwrap();
+    assert_eq!(row[2], V::B(vec![2; 3000]));
+    let fields = shape.descriptor().fields;
+    let (one, two) = (fields[1].offset as usize, fields[2].offset as usize);
+    let old = t.image.clone();
+    let mut new = old.clone();
+    new.copy_within(two..two + 12, one);
+    let address = usize::from_ne_bytes(new[one + 4..one + 12].try_into().unwrap());
+    let copied = vec![2; 3000];
+    assert_ne!(address, 0);
+    t.cursor.update(&mut s, &old, tables::Record { image: &new, blobs: &[&copied, &[]] }).unwrap();
+    assert_eq!(t.scan(&mut s, None), [vec![V::I(1), V::B(vec![2; 3000]), V::B(vec![2; 3000])]]);
+}
+
+#[test]
+fn updating_or_deleting_a_row_that_is_gone_says_so() {
+    let store = store();
+    let mut t = create(&store, "d/t", &accounts());
+    let mut s = session(&store);
+    s.statement_begin();
+    t.insert(&mut s, &account(1, "a", 0)).unwrap();
+    t.read(&mut s, 0, &[V::I(1)], ReadFlag::Exact).unwrap();
+    t.cursor.delete(&mut s).unwrap();
+    assert!(matches!(t.cursor.delete(&mut s), Err(Error::RowGone)));
+    assert!(matches!(t.update(&mut s, &account(2, "b", 0)), Err(Error::RowGone)));
+    let mut fresh = open(&store, "d/t", &accounts());
+    assert!(matches!(fresh.cursor.delete(&mut s), Err(Error::Malformed(_))), "there is no current row");
+}
+
+#[test]
+fn positions_sort_as_bytes_in_primary_order() {
+    let store = store();
+    let shape = Shape::new(&[varchar(10, Text::Caseless), int(2)], &[unique(&[part(0), part(1)])]);
+    let mut t = create(&store, "d/t", &shape);
+    let mut s = session(&store);
+    s.statement_begin();
+    for (name, number) in [("b", 1), ("B", -1), ("a", 5), ("a\t", 0), ("", 3)] {
+        t.insert(&mut s, &[text(name), V::I(number)]).unwrap();
+    }
+    t.cursor.start(None).unwrap();
+    let mut positions = Vec::new();
+    while t.next(&mut s).is_some() {
+        let mut position = vec![0xff; t.table.position_length()];
+        t.cursor.position(&mut position);
+        positions.push(position);
+    }
+    assert_eq!(positions.len(), 5);
+    assert!(positions.is_sorted());
+}
