@@ -363,9 +363,9 @@ mod tests {
         // SAFETY: the pointer is that of `text`.
         unsafe {
             assert_eq!(blobs.of_record(&record, None), [&text[..]]);
-            assert_eq!(blobs.of_record(&record, Some(&record)), [&[][..]]);
+            assert_eq!(blobs.of_record(&record, Some(&record)), [&[] as &[u8]]);
             record[0] = 1;
-            assert_eq!(blobs.of_record(&record, None), [&[][..]]);
+            assert_eq!(blobs.of_record(&record, None), [&[] as &[u8]]);
         }
     }
 }

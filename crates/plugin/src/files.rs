@@ -395,3 +395,138 @@ impl Watcher {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use engine::{Background, Engine, Parts, Settings, SimDisk, SystemClock};
+    use tables::{CollationId, Collations};
+
+    struct NoText;
+    impl Collations for NoText {
+        fn weights(&self, _: CollationId, text: &[u8], out: &mut Vec<u8>) {
+            out.extend_from_slice(text);
+        }
+        fn padded_weights(&self, _: CollationId, text: &[u8], _: usize, bytes: usize, out: &mut Vec<u8>) {
+            let start = out.len();
+            out.extend_from_slice(text);
+            out.resize(start + bytes, b' ');
+        }
+        fn prefix_bytes(&self, _: CollationId, text: &[u8], chars: usize) -> usize {
+            chars.min(text.len())
+        }
+    }
+
+    fn store() -> Arc<Store> {
+        let parts = Parts {
+            bucket: Arc::new(bucket::MemoryBucket::new()),
+            disk: Arc::new(SimDisk::new(1)),
+            clock: Arc::new(SystemClock::default()),
+            seed: 1,
+        };
+        let settings = Settings { background: Background::Manual, ..Settings::default() };
+        Store::open(Engine::open(parts, settings).unwrap(), Arc::new(NoText)).unwrap()
+    }
+
+    fn put(root: &Path, name: &str, text: &str) {
+        let path = root.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
+    fn get(root: &Path, name: &str) -> Option<String> {
+        fs::read_to_string(root.join(name)).ok()
+    }
+
+    fn with_shop(store: &Arc<Store>) -> (tempfile::TempDir, FileMirror) {
+        let here = tempfile::tempdir().unwrap();
+        let mirror = FileMirror::restore(here.path(), Arc::clone(store)).unwrap();
+        put(here.path(), "shop/db.opt", "utf8mb4");
+        put(here.path(), "shop/v.frm", "TYPE=VIEW\nquery=1");
+        put(here.path(), "shop/t.TRG", "TYPE=TRIGGERS");
+        put(here.path(), "shop/t.frm", "\u{1}CISTERN table");
+        put(here.path(), "shop/p.frm", "\u{1}partitioned");
+        put(here.path(), "shop/p.par", "parts");
+        mirror.sync().unwrap();
+        (here, mirror)
+    }
+
+    #[test]
+    fn a_fresh_directory_gets_back_all_but_the_cached_definitions_of_tables() {
+        let store = store();
+        let (_here, _mirror) = with_shop(&store);
+        let there = tempfile::tempdir().unwrap();
+        FileMirror::restore(there.path(), Arc::clone(&store)).unwrap();
+        for name in ["shop/db.opt", "shop/v.frm", "shop/t.TRG", "shop/p.frm", "shop/p.par"] {
+            assert!(get(there.path(), name).is_some(), "{name}");
+        }
+        assert_eq!(get(there.path(), "shop/t.frm"), None);
+    }
+
+    #[test]
+    fn changes_and_removals_while_running_reach_the_catalogue() {
+        let store = store();
+        let (here, mirror) = with_shop(&store);
+        put(here.path(), "shop/v.frm", "TYPE=VIEW\nquery=22");
+        fs::remove_file(here.path().join("shop/t.TRG")).unwrap();
+        put(here.path(), "other/db.opt", "latin1");
+        mirror.sync().unwrap();
+        let there = tempfile::tempdir().unwrap();
+        FileMirror::restore(there.path(), Arc::clone(&store)).unwrap();
+        assert_eq!(get(there.path(), "shop/v.frm").as_deref(), Some("TYPE=VIEW\nquery=22"));
+        assert_eq!(get(there.path(), "shop/t.TRG"), None);
+        assert_eq!(get(there.path(), "other/db.opt").as_deref(), Some("latin1"));
+    }
+
+    #[test]
+    fn what_was_written_just_before_a_crash_is_taken_over_on_the_same_machine() {
+        let store = store();
+        let (here, mirror) = with_shop(&store);
+        drop(mirror);
+        put(here.path(), "shop/v.frm", "TYPE=VIEW\nquery=3");
+        put(here.path(), "shop/w.frm", "TYPE=VIEW\nquery=new");
+        FileMirror::restore(here.path(), Arc::clone(&store)).unwrap();
+        assert_eq!(get(here.path(), "shop/v.frm").as_deref(), Some("TYPE=VIEW\nquery=3"));
+        assert_eq!(store.file_get("shop/v.frm").unwrap().as_deref(), Some(&b"TYPE=VIEW\nquery=3"[..]));
+        assert_eq!(store.file_get("shop/w.frm").unwrap().as_deref(), Some(&b"TYPE=VIEW\nquery=new"[..]));
+    }
+
+    #[test]
+    fn a_lost_file_comes_back() {
+        let store = store();
+        let (here, mirror) = with_shop(&store);
+        drop(mirror);
+        fs::remove_file(here.path().join("shop/v.frm")).unwrap();
+        FileMirror::restore(here.path(), Arc::clone(&store)).unwrap();
+        assert!(get(here.path(), "shop/v.frm").is_some());
+    }
+
+    #[test]
+    fn a_directory_that_another_writer_overtook_follows_the_catalogue() {
+        let store = store();
+        let (here, mirror) = with_shop(&store);
+        drop(mirror);
+        let there = tempfile::tempdir().unwrap();
+        let other = FileMirror::restore(there.path(), Arc::clone(&store)).unwrap();
+        put(there.path(), "shop/v.frm", "TYPE=VIEW\nquery=theirs");
+        fs::remove_file(there.path().join("shop/t.TRG")).unwrap();
+        other.sync().unwrap();
+        put(here.path(), "shop/v.frm", "TYPE=VIEW\nquery=ours, late");
+        put(here.path(), "gone/db.opt", "late too");
+        FileMirror::restore(here.path(), Arc::clone(&store)).unwrap();
+        assert_eq!(get(here.path(), "shop/v.frm").as_deref(), Some("TYPE=VIEW\nquery=theirs"));
+        assert_eq!(get(here.path(), "shop/t.TRG"), None);
+        assert!(!here.path().join("gone").exists());
+    }
+
+    #[test]
+    fn schema_options_that_are_rewritten_in_place_are_noticed() {
+        let store = store();
+        let (here, mirror) = with_shop(&store);
+        mirror.pass(true).unwrap();
+        mirror.pass(true).unwrap();
+        put(here.path(), "shop/db.opt", "latin1_bin");
+        mirror.sync().unwrap();
+        assert_eq!(store.file_get("shop/db.opt").unwrap().as_deref(), Some(&b"latin1_bin"[..]));
+    }
+}
