@@ -5,8 +5,11 @@
 //! recovers can be compared with the ledger exactly.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bucket::{Effect, FaultyBucket, MemoryBucket, Operation, PutOutcome, Rule, When};
+
+use parking_lot::Mutex;
 
 use super::*;
 use crate::manifest::Flushed;
@@ -373,47 +376,40 @@ fn a_damaged_or_lost_object_is_refused_by_name() {
     assert!(error.to_string().contains("the manifest was lost"), "{error}");
 }
 
-/// A bucket that stops answering at a request of a given number, before or after its effect.
-struct StoppingBucket {
-    inner: Arc<dyn Bucket>,
-    left: parking_lot::Mutex<i64>,
-    after: bool,
+/// What becomes of a request.
+enum Go {
+    On,
+    FailBefore,
+    FailAfter,
 }
 
-impl StoppingBucket {
-    fn new(inner: &Arc<dyn Bucket>, requests: i64, after: bool) -> Arc<Self> {
-        Arc::new(Self { inner: Arc::clone(inner), left: parking_lot::Mutex::new(requests), after })
-    }
-    fn stopped(&self) -> bool {
-        *self.left.lock() < 0
-    }
+/// A bucket that asks before each request.
+struct HookedBucket {
+    inner: Arc<dyn Bucket>,
+    hook: Box<dyn Fn() -> Go + Send + Sync>,
+}
+
+impl HookedBucket {
     fn request<T>(
         &self,
         name: &bucket::ObjectName,
         act: impl FnOnce() -> std::result::Result<T, bucket::BucketError>,
     ) -> std::result::Result<T, bucket::BucketError> {
-        let left = {
-            let mut left = self.left.lock();
-            *left -= 1;
-            *left
-        };
-        let gone = bucket::BucketError {
+        match (self.hook)() {
+            Go::On => return act(),
+            Go::FailBefore => (),
+            Go::FailAfter => drop(act()),
+        }
+        Err(bucket::BucketError {
             kind: bucket::ErrorKind::Unavailable,
             operation: "ANY",
             name: name.clone(),
             message: "the test stops here".to_owned(),
-        };
-        if left >= 0 {
-            return act();
-        }
-        if left == -1 && self.after {
-            drop(act());
-        }
-        Err(gone)
+        })
     }
 }
 
-impl Bucket for StoppingBucket {
+impl Bucket for HookedBucket {
     fn put_if_absent(
         &self,
         name: &bucket::ObjectName,
@@ -487,20 +483,18 @@ fn stop_twice(seed: u64, first: Stop, second: Stop) -> (bool, bool) {
     life(&mut writer, 0, &mut acknowledged, &mut uploaded).unwrap();
 
     let disk = disk.kill();
-    let stopping = first.arm(&disk, &bucket);
-    let view: Arc<dyn Bucket> = stopping.clone();
+    let (view, stopped) = first.arm(&disk, &bucket);
     if let Ok(mut writer) = Writer::open(&disk, &view, 2) {
         drop(life(&mut writer, 100, &mut acknowledged, &mut uploaded));
     }
-    let reached = (disk.stopped() || stopping.stopped(), false);
+    let reached = (disk.stopped() || stopped.load(Ordering::Relaxed), false);
     let disk = disk.crash();
 
-    let stopping = second.arm(&disk, &bucket);
-    let view: Arc<dyn Bucket> = stopping.clone();
+    let (view, stopped) = second.arm(&disk, &bucket);
     if let Ok(mut writer) = Writer::open(&disk, &view, 3) {
         drop(life(&mut writer, 200, &mut acknowledged, &mut uploaded));
     }
-    let reached = (reached.0, disk.stopped() || stopping.stopped());
+    let reached = (reached.0, disk.stopped() || stopped.load(Ordering::Relaxed));
 
     // The machine is lost, or comes back.
     let context = format!("seed {seed}, {first:?} then {second:?}");
@@ -522,20 +516,30 @@ fn stop_twice(seed: u64, first: Stop, second: Stop) -> (bool, bool) {
 #[derive(Clone, Copy, Debug)]
 enum Stop {
     Disk(u64),
-    BucketBefore(i64),
-    BucketAfter(i64),
+    BucketBefore(u64),
+    BucketAfter(u64),
 }
 
 impl Stop {
-    fn arm(self, disk: &SimDiskHandle, bucket: &Arc<dyn Bucket>) -> Arc<StoppingBucket> {
+    /// The bucket as it will be seen, and whether it has stopped.
+    fn arm(self, disk: &SimDiskHandle, bucket: &Arc<dyn Bucket>) -> (Arc<dyn Bucket>, Arc<AtomicBool>) {
+        let (mut requests, mut after) = (u64::MAX, false);
         match self {
-            Self::Disk(step) => {
-                disk.arm(DiskFault::StopAt(disk.operations() + step));
-                StoppingBucket::new(bucket, i64::MAX, false)
-            }
-            Self::BucketBefore(step) => StoppingBucket::new(bucket, step, false),
-            Self::BucketAfter(step) => StoppingBucket::new(bucket, step, true),
+            Self::Disk(step) => disk.arm(DiskFault::StopAt(disk.operations() + step)),
+            Self::BucketBefore(step) => requests = step,
+            Self::BucketAfter(step) => (requests, after) = (step, true),
         }
+        let seen = AtomicU64::new(0);
+        let stopped = Arc::new(AtomicBool::new(false));
+        let reached = Arc::clone(&stopped);
+        let hook = move || match seen.fetch_add(1, Ordering::Relaxed).cmp(&requests) {
+            std::cmp::Ordering::Less => Go::On,
+            order => {
+                reached.store(true, Ordering::Relaxed);
+                if after && order.is_eq() { Go::FailAfter } else { Go::FailBefore }
+            }
+        };
+        (Arc::new(HookedBucket { inner: Arc::clone(bucket), hook: Box::new(hook) }), stopped)
     }
 }
 
@@ -544,13 +548,11 @@ fn a_stop_at_any_step_of_a_start_or_a_life_loses_nothing() {
     for step in 0.. {
         let mut reached = false;
         for (kind, stop) in
-            [Stop::Disk(step), Stop::BucketBefore(step as i64), Stop::BucketAfter(step as i64)]
-                .into_iter()
-                .enumerate()
+            [Stop::Disk(step), Stop::BucketBefore(step), Stop::BucketAfter(step)].into_iter().enumerate()
         {
             for seed in 0..2 {
                 let second =
-                    [Stop::Disk(step % 17), Stop::BucketAfter(step as i64 % 23)][(step as usize + kind) % 2];
+                    [Stop::Disk(step % 17), Stop::BucketAfter(step % 23)][(step as usize + kind) % 2];
                 reached |= stop_twice(step * 10 + seed, stop, second).0;
             }
         }
@@ -572,9 +574,7 @@ fn a_stop_at_any_step_of_the_start_after_a_stop_loses_nothing() {
             Stop::BucketAfter(14),
         ] {
             for (seed, second) in
-                [Stop::Disk(step), Stop::BucketBefore(step as i64), Stop::BucketAfter(step as i64)]
-                    .into_iter()
-                    .enumerate()
+                [Stop::Disk(step), Stop::BucketBefore(step), Stop::BucketAfter(step)].into_iter().enumerate()
             {
                 stop_twice(step * 10 + seed as u64, first, second);
                 stop_twice(step * 10 + seed as u64 + 1, first, second);
@@ -700,10 +700,11 @@ impl World {
         let tries = 1 + self.below(2) as u32;
         let faulty =
             Arc::new(FaultyBucket::new(Arc::clone(&self.inner), self.chance.next(), rules).with_tries(tries));
-        self.faulty.push(Arc::clone(&faulty));
-        let bucket: Arc<dyn Bucket> = faulty;
+        let (bucket, meanwhile) = self.busy_bucket(index, Arc::clone(&faulty));
+        self.faulty.push(faulty);
         let before = self.claims();
         let opened = Writer::open(&self.machines[index].disk, &bucket, self.chance.next());
+        self.take_back(index, &meanwhile);
         let seed = self.seed;
         match opened {
             Ok(writer) => self.started(index, writer),
@@ -712,6 +713,49 @@ impl World {
                     || (error.kind() == Kind::Fenced && self.claims() > before);
                 assert!(expected, "seed {seed}: {error}");
             }
+        }
+    }
+
+    /// `faulty` as a start sees it while the world goes on: between its requests the other machine's writer acts, and
+    /// writes of dead writers land.
+    fn busy_bucket(
+        &mut self,
+        index: usize,
+        faulty: Arc<FaultyBucket>,
+    ) -> (Arc<dyn Bucket>, Arc<Mutex<Meanwhile>>) {
+        let meanwhile = Arc::new(Mutex::new(Meanwhile {
+            writer: self.machines[1 - index].writer.take(),
+            chance: Chance(self.chance.next()),
+            faulty: self.faulty.clone(),
+            number: self.number,
+            safe: Vec::new(),
+            promised: Vec::new(),
+            failure: None,
+        }));
+        let shared = Arc::clone(&meanwhile);
+        let hook = move || {
+            shared.lock().go_on();
+            Go::On
+        };
+        (Arc::new(HookedBucket { inner: faulty, hook: Box::new(hook) }), meanwhile)
+    }
+
+    fn take_back(&mut self, index: usize, meanwhile: &Mutex<Meanwhile>) {
+        let mut meanwhile = meanwhile.lock();
+        self.number = meanwhile.number;
+        self.safe.extend(meanwhile.safe.drain(..));
+        let machine = &mut self.machines[1 - index];
+        machine.writer = meanwhile.writer.take();
+        if let Some((_, promised)) = &mut machine.promised {
+            promised.extend(meanwhile.promised.drain(..));
+        }
+        match meanwhile.failure.take() {
+            Some(Kind::Fenced) => {
+                self.fenced += 1;
+                self.end(1 - index, SimDiskHandle::kill);
+            }
+            Some(_) => self.end(1 - index, SimDiskHandle::kill),
+            None => (),
         }
     }
 
@@ -805,6 +849,49 @@ impl World {
                 }
                 _ => panic!("seed {}: {error}", self.seed),
             },
+        }
+    }
+}
+
+/// What happens while a machine starts.
+struct Meanwhile {
+    writer: Option<Writer>,
+    chance: Chance,
+    faulty: Vec<Arc<FaultyBucket>>,
+    number: u64,
+    safe: Vec<u64>,
+    promised: Vec<u64>,
+    failure: Option<Kind>,
+}
+
+impl Meanwhile {
+    fn go_on(&mut self) {
+        if !self.faulty.is_empty() && self.chance.next().is_multiple_of(12) {
+            let which = self.chance.next() as usize % self.faulty.len();
+            self.faulty[which].land_late();
+        }
+        let Some(writer) = self.writer.as_mut().filter(|_| self.failure.is_none()) else { return };
+        let result = match self.chance.next() % 12 {
+            0 => {
+                self.number += 1;
+                writer.commit(self.number).map(|()| {
+                    self.promised.push(self.number);
+                    vec![]
+                })
+            }
+            1 => writer.upload(),
+            2 => writer.flush(3),
+            3 => writer.merge(),
+            4 => writer.trim().map(|()| vec![]),
+            _ => Ok(vec![]),
+        };
+        match result {
+            Ok(safe) => self.safe.extend(safe),
+            Err(error) if matches!(error.kind(), Kind::Unavailable | Kind::Full) => (),
+            Err(error) if matches!(error.kind(), Kind::Fenced | Kind::Failed) => {
+                self.failure = Some(error.kind())
+            }
+            Err(error) => panic!("{error}"),
         }
     }
 }

@@ -295,3 +295,6 @@ pub(crate) fn fetch(bucket: &dyn Bucket, name: &ObjectName) -> Result<Bytes> {
         _ => error.into(),
     })
 }
+
+#[cfg(test)]
+mod tests;
