@@ -46,7 +46,10 @@ impl Accounts {
         for host in hosts {
             lines.push(format!("CREATE OR REPLACE USER 'root'@'{host}' IDENTIFIED BY {password};"));
             lines.push(format!("GRANT ALL ON *.* TO 'root'@'{host}' WITH GRANT OPTION;"));
-            lines.push(format!("GRANT PROXY ON ''@'%' TO 'root'@'{host}' WITH GRANT OPTION;"));
+            // GRANT PROXY asks who is asking, and a bootstrap is nobody.
+            lines.push(format!(
+                "REPLACE INTO mysql.proxies_priv VALUES ('{host}', 'root', '', '', TRUE, '', now());"
+            ));
         }
         if let Some(database) = &self.database {
             lines.push(format!("CREATE DATABASE IF NOT EXISTS {};", identifier(database)));

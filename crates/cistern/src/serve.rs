@@ -201,7 +201,9 @@ fn supervise(mut command: Command, server: &Server, start: Instant) -> Result<Ou
         if line.contains("[ERROR]") {
             last_error = line.clone();
         }
-        if let Some((_, rest)) = line.split_once("port: ") {
+        // The server's own banner, which comes once it accepts connections.
+        if let Some((_, rest)) = line.strip_prefix("Version: ").and_then(|banner| banner.split_once("port: "))
+        {
             let port = rest.split_whitespace().next().unwrap_or("3306");
             let seconds = start.elapsed().as_secs_f64();
             eprintln!("cistern: ready in {seconds:.2} s; connect with: mariadb -h127.0.0.1 -P{port} -uroot");
