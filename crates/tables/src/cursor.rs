@@ -85,6 +85,7 @@ pub struct RowCursor {
     pub(crate) table: Arc<Table>,
     pub(crate) engine: Cursor,
     lock: RowLock,
+    pub(crate) alone: bool,
     columns: Columns,
     key_only: bool,
     /// The index in use; `None` is the rows in primary order.
@@ -182,6 +183,7 @@ impl RowCursor {
         Self {
             engine: Cursor::new(table.store.engine()),
             lock: RowLock::None,
+            alone: false,
             columns: Columns { wanted: None, program, wants_blobs },
             key_only: false,
             index: None,
@@ -231,6 +233,11 @@ impl RowCursor {
     /// What the reads that follow do to rows (store_lock, external_lock).
     pub fn set_lock(&mut self, lock: RowLock) {
         self.lock = lock;
+    }
+
+    /// Nobody else can see this table (ALTER TABLE's copy): inserts take no locks.
+    pub fn set_alone(&mut self, yes: bool) {
+        self.alone = yes;
     }
 
     fn settle_cover(&mut self) {

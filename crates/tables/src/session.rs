@@ -155,6 +155,18 @@ impl Session {
             }
         }
     }
+    /// Commits what was written so far once that is more than `rows_max` rows, so that a copy of a large table needs no transaction as
+    /// large. Only for a table that nobody else can see and that is dropped if the statement fails (ALTER TABLE's copy). Scans of
+    /// this session go on where they were. True: it committed.
+    pub fn commit_chunk(&mut self, rows_max: u64) -> Result<bool> {
+        let rows: u64 = self.changes.iter().map(|change| change.counts.changed).sum();
+        if rows <= rows_max {
+            return Ok(false);
+        }
+        self.commit()?;
+        self.statement_begin();
+        Ok(true)
+    }
     /// Undoes everything and lets go of all locks.
     pub fn rollback(&mut self) {
         self.txn.rollback();

@@ -61,7 +61,7 @@ impl Store {
     pub fn close(&self) -> Result<()> {
         let states: Vec<_> = self.states.lock().values().cloned().collect();
         self.change(|txn| {
-            for state in &states {
+            for state in states.iter().filter(|state| state.is_recovered()) {
                 let statistics = state.stored_statistics(&Counts::default()).encode();
                 txn.put(CATALOGUE, &table_key(Space::Statistics, state.id), &statistics)?;
             }
@@ -210,16 +210,14 @@ impl Store {
         let definition = self.definition(path)?.ok_or_else(|| Error::NoSuchTable(path.to_owned()))?;
         let layout = Layout::new(descriptor);
         check_fingerprint(path, &definition, layout.fingerprint())?;
-        // Held while the counters are recovered, so that nobody hands out values from counters that are not there yet.
-        let mut states = self.states.lock();
-        let known = states.get(&definition.table).cloned();
-        let is_known = known.is_some();
-        let state = known.unwrap_or_else(|| Arc::new(TableState::new(definition.table, &definition.trees)));
-        let table = Table::new(Arc::clone(self), path.to_owned(), layout, Arc::clone(&state), &definition);
-        if !is_known {
-            table.recover_counters()?;
-            states.insert(definition.table, state);
-        }
+        let state = Arc::clone(
+            self.states
+                .lock()
+                .entry(definition.table)
+                .or_insert_with(|| Arc::new(TableState::new(definition.table, &definition.trees))),
+        );
+        let table = Table::new(Arc::clone(self), path.to_owned(), layout, state, &definition);
+        table.recover_counters()?;
         Ok(Arc::new(table))
     }
     /// A connection's session. `interrupted` is polled during lock waits (thd_kill_level).

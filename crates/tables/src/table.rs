@@ -55,6 +55,8 @@ pub(crate) struct TableState {
     per_key: RwLock<Vec<Vec<u64>>>,
     statistics_version: AtomicU64,
     pub(crate) sampling: Mutex<()>,
+    /// Whether the counters say what is stored. Held while they are filled, so that nobody hands out values before.
+    recovered: Mutex<bool>,
 }
 
 /// Rows up to which a table is counted exactly when it is opened, and its indexes are read whole.
@@ -76,6 +78,7 @@ impl TableState {
             per_key: RwLock::new(Vec::new()),
             statistics_version: AtomicU64::new(1),
             sampling: Mutex::new(()),
+            recovered: Mutex::new(false),
         }
     }
 
@@ -104,6 +107,10 @@ impl TableState {
         }
     }
 
+    /// Whether the counters say what is stored.
+    pub(crate) fn is_recovered(&self) -> bool {
+        *self.recovered.lock()
+    }
     pub(crate) fn rows(&self) -> u64 {
         self.rows.load(Relaxed).max(0) as u64
     }
@@ -221,7 +228,8 @@ impl Table {
     /// when [`Table::records_per_key`] does. For `handler::info`: cheap when there is nothing to do.
     pub fn refresh_statistics(&self) -> Result<u64> {
         let changed = self.state.changed();
-        let due = changed > 200 + self.row_count() / 10 || (changed > 0 && !self.state.has_samples());
+        let due =
+            changed > 200 + self.row_count() / 10 || (self.row_count() > 0 && !self.state.has_samples());
         if due && let Some(_turn) = self.state.sampling.try_lock() {
             self.sample(false)?;
         }
@@ -323,8 +331,17 @@ impl Table {
         move |_| Error::Corrupt(format!("table {}: {what}", self.path))
     }
 
-    /// Fills counters that a new process does not have: called once for each table and process, before anyone else sees the state.
+    /// Fills counters that a new process does not have, once for each table and process.
     pub(crate) fn recover_counters(&self) -> Result<()> {
+        let mut recovered = self.state.recovered.lock();
+        if !*recovered {
+            self.fill_counters()?;
+            *recovered = true;
+        }
+        Ok(())
+    }
+
+    fn fill_counters(&self) -> Result<()> {
         let mut txn = self.store.engine().begin();
         let mut cursor = Cursor::new(self.store.engine());
         let stored = txn.get(

@@ -31,7 +31,9 @@ impl RowCursor {
                 primary
                     .encode_parts(&value, collations, &mut scratch.weights, &mut scratch.key)
                     .map_err(|_| MALFORMED_RECORD)?;
-                session.lock(primary_tree, &scratch.key, LockMode::Exclusive)?;
+                if !self.alone {
+                    session.lock(primary_tree, &scratch.key, LockMode::Exclusive)?;
+                }
                 if session.txn.get(primary_tree, &scratch.key, ReadAs::Newest, |_| ())?.is_some() {
                     scratch.duplicate.clone_from(&scratch.key);
                     return Err(Error::Duplicate { key: layout.descriptor.primary.unwrap_or(0) });
@@ -50,7 +52,9 @@ impl RowCursor {
                 .map_err(|_| MALFORMED_RECORD)?;
             if entry.alone {
                 let tree = state.index_tree(index);
-                session.lock(tree, &entry.new_key, LockMode::Exclusive)?;
+                if !self.alone {
+                    session.lock(tree, &entry.new_key, LockMode::Exclusive)?;
+                }
                 find_duplicate(session, layout, index, tree, entry, &mut scratch.duplicate)?;
             }
         }

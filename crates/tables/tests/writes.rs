@@ -289,3 +289,33 @@ fn positions_sort_as_bytes_in_primary_order() {
     assert_eq!(positions.len(), 5);
     assert!(positions.is_sorted());
 }
+
+/// ALTER TABLE copies into a table of its own, row by row, and commits on the way.
+#[test]
+fn a_copy_that_commits_in_chunks_is_whole() {
+    let store = store();
+    let mut from = create(&store, "d/t", &accounts());
+    let mut to = create(&store, "d/#sql-alter", &accounts());
+    let mut s = session(&store);
+    s.statement_begin();
+    for id in 0..500 {
+        from.insert(&mut s, &account(id, &format!("{id}"), id * 3)).unwrap();
+    }
+    s.commit().unwrap();
+    s.statement_begin();
+    to.cursor.set_alone(true);
+    from.cursor.start(None).unwrap();
+    let mut commits = 0;
+    while let Some(row) = from.next(&mut s) {
+        to.insert(&mut s, &row).unwrap();
+        commits += u32::from(s.commit_chunk(60).unwrap());
+    }
+    assert_eq!(commits, 8);
+    assert!(matches!(to.insert(&mut s, &account(7, "x", 0)), Err(Error::Duplicate { key: 0 })));
+    s.commit().unwrap();
+    s.statement_begin();
+    for key in [None, Some(1), Some(2)] {
+        assert_eq!(to.scan(&mut s, key), from.scan(&mut s, key));
+    }
+    assert_eq!(to.table.row_count(), 500);
+}
