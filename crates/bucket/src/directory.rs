@@ -9,7 +9,7 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::ops::Range;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -42,13 +42,14 @@ pub struct DirectoryBucket {
 }
 
 impl DirectoryBucket {
-    /// Opens the bucket at `root`, which is created if its parent exists. (A missing parent is more often a typing
+    /// Opens the bucket at `root`, which is created, for this user alone, if its parent exists. (A missing parent is more often a typing
     /// error or a missing mount than a wish, and an empty bucket looks like lost data.) Reads and writes nothing else.
     pub fn open(root: &Path) -> Result<Self, BucketError> {
         let name = ObjectName::from_listing(root.display().to_string());
         let refuse = |error: io::Error| explain("OPEN", &name, root, &error);
         let root = std::path::absolute(root).map_err(refuse)?;
-        match fs::create_dir(&root) {
+        // Whoever may read the files may read every table.
+        match fs::DirBuilder::new().mode(0o700).create(&root) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists && !root.is_dir() => {
                 return Err(match root.parent() {
                     Some(parent) if error.kind() == io::ErrorKind::NotFound => BucketError::new(
@@ -433,7 +434,8 @@ mod tests {
     fn the_bucket_is_created_but_not_the_directories_above_it() {
         let directory = tempfile::tempdir().unwrap();
         DirectoryBucket::open(&directory.path().join("bucket")).unwrap();
-        assert!(directory.path().join("bucket").is_dir());
+        let mode = fs::metadata(directory.path().join("bucket")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
         let error = DirectoryBucket::open(&directory.path().join("no/bucket")).unwrap_err();
         assert_eq!(error.kind, ErrorKind::BadRequest);
         assert!(error.message.contains("no; create it first"), "{error}");

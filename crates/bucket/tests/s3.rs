@@ -233,9 +233,31 @@ fn a_server_that_never_answers_ends_in_unavailable_at_the_deadline() {
     let slow = Effect::Latency { p50: Duration::from_secs(30), p99: Duration::from_secs(30) };
     let (server, _) = ours(vec![Rule::new("*", slow)]);
     let bucket = bucket::open(&url(server.address(), ""), &quickly(with_keys())).unwrap();
-    let error = bucket.get(&name("a")).unwrap_err();
-    assert_eq!(error.kind, ErrorKind::Unavailable);
-    assert!(error.message.contains("no answer within"), "{error}");
+    let started = Clock::now();
+    std::thread::scope(|scope| {
+        for reader in 0..8 {
+            let (bucket, started) = (&bucket, &started);
+            scope.spawn(move || {
+                let error = bucket.get_ranges(&name(&reader.to_string()), &[0..1, 9..10]).unwrap_err();
+                assert_eq!(error.kind, ErrorKind::Unavailable);
+                assert!(error.message.contains("no answer within"), "{error}");
+                assert!(started.elapsed() < Duration::from_secs(5), "the deadline of 1 s was forgotten");
+            });
+        }
+    });
+}
+
+/// Real time, for tests of deadlines.
+struct Clock(std::time::Instant);
+
+impl Clock {
+    #[expect(clippy::disallowed_methods, reason = "deadlines of real requests pass in real time")]
+    fn now() -> Self {
+        Self(std::time::Instant::now())
+    }
+    fn elapsed(&self) -> Duration {
+        self.0.elapsed()
+    }
 }
 
 #[test]

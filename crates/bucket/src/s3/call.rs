@@ -13,6 +13,8 @@ use crate::{BucketError, ErrorKind, ObjectName, OpMeter, Operation};
 
 /// A try that moved nothing for so long is given up, so that another one may do better.
 const TRY_PATIENCE: Duration = Duration::from_secs(15);
+/// What the last try gets, however late it is.
+const LAST_TRY_PATIENCE: Duration = Duration::from_millis(500);
 /// A try gets a second more for each of these.
 const SLOWEST_BYTES_PER_SECOND: u64 = 512 << 10;
 /// Waits between tries double from the first to the last, and are then cut at random.
@@ -44,7 +46,7 @@ impl Call<'_> {
         loop {
             tries += 1;
             let left = patience.saturating_sub(started.elapsed());
-            let limit = (TRY_PATIENCE + at_slowest(self.bytes)).min(left.max(Duration::from_millis(100)));
+            let limit = (TRY_PATIENCE + at_slowest(self.bytes)).min(left.max(LAST_TRY_PATIENCE));
             let seen = Seen::default();
             let answered = seen.clone().watch(tokio::time::timeout(limit, attempt(seen.clone()))).await;
             let failure = match answered {
@@ -63,7 +65,8 @@ impl Call<'_> {
                 Reaction::RetryBriefly(_) => tries < NONSENSE_TRIES,
                 Reaction::Stop(_) => false,
             };
-            if again && started.elapsed() + wait < patience {
+            // A process that was stopped meanwhile, or starved, wakes up past its deadline; its one try proves nothing.
+            if again && (tries == 1 || started.elapsed() + wait < patience) {
                 tracing::debug!(operation = %self.operation, name = %self.name, tries, message, "trying again");
                 tokio::time::sleep(wait).await;
                 continue;

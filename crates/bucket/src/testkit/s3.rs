@@ -94,7 +94,7 @@ impl S3OverBucket {
 
     fn put(&self, request: &Request, name: &ObjectName) -> Result<Response, Response> {
         let body = Bytes::from(request.body.clone());
-        let etag = etag(&body);
+        let etag = etag(body.len() as u64);
         if request.header("if-none-match") == Some("*") {
             if self.bucket.put_if_absent(name, body).map_err(refusal)? == PutOutcome::Exists {
                 return Err(failed(412, "PreconditionFailed"));
@@ -118,7 +118,7 @@ impl S3OverBucket {
     fn put_part(&self, request: &Request, upload: &str, number: &str) -> Result<Response, Response> {
         let number = number.parse().map_err(|_| failed(400, "InvalidArgument"))?;
         let body = Bytes::from(request.body.clone());
-        let etag = etag(&body);
+        let etag = etag(body.len() as u64);
         let mut uploads = self.uploads.lock();
         uploads.parts.get_mut(upload).ok_or_else(|| failed(404, "NoSuchUpload"))?.insert(number, body);
         Ok(with_header(ok(200, Vec::new()), "etag", etag))
@@ -129,7 +129,7 @@ impl S3OverBucket {
         let parts = parts.ok_or_else(|| failed(404, "NoSuchUpload"))?;
         let mut body = Vec::new();
         parts.values().for_each(|part| body.extend_from_slice(part));
-        let etag = etag(&body);
+        let etag = etag(body.len() as u64);
         self.bucket.put(name, body.into()).map_err(refusal)?;
         self.uploads.lock().parts.remove(upload);
         let location = "<Location>here</Location>";
@@ -140,22 +140,22 @@ impl S3OverBucket {
     }
 
     fn get(&self, request: &Request, name: &ObjectName) -> Result<Response, Response> {
-        let body = self.bucket.get(name).map_err(refusal)?;
-        let etag = etag(&body);
         let range = request.header("range").and_then(|range| range.strip_prefix("bytes="));
-        let response = match range.and_then(|range| range.split_once('-')) {
-            None => ok(200, body.to_vec()),
-            Some((from, to)) => {
-                let from: usize = from.parse().map_err(|_| failed(400, "InvalidArgument"))?;
-                let to = to.parse().unwrap_or(usize::MAX).min(body.len().wrapping_sub(1));
-                if from >= body.len() {
-                    return Err(failed(416, "InvalidRange"));
-                }
-                let range = format!("bytes {from}-{to}/{}", body.len());
-                with_header(ok(206, body[from..=to].to_vec()), "content-range", range)
-            }
+        let Some((from, to)) = range.and_then(|range| range.split_once('-')) else {
+            let body = self.bucket.get(name).map_err(refusal)?;
+            let etag = etag(body.len() as u64);
+            return Ok(with_header(ok(200, body.to_vec()), "etag", etag));
         };
-        Ok(with_header(response, "etag", etag))
+        let length = self.bucket.head(name).map_err(refusal)?.ok_or_else(|| failed(404, "NoSuchKey"))?;
+        let from: u64 = from.parse().map_err(|_| failed(400, "InvalidArgument"))?;
+        if from >= length {
+            return Err(failed(416, "InvalidRange"));
+        }
+        let to = to.parse().unwrap_or(u64::MAX).min(length - 1);
+        let body =
+            self.bucket.get_ranges(name, std::slice::from_ref(&(from..to + 1))).map_err(refusal)?.concat();
+        let response = with_header(ok(206, body), "content-range", format!("bytes {from}-{to}/{length}"));
+        Ok(with_header(response, "etag", etag(length)))
     }
 
     fn head(&self, name: &ObjectName) -> Result<Response, Response> {
@@ -163,7 +163,7 @@ impl S3OverBucket {
         let Some(length) = length else {
             return Err(Response { body: Vec::new(), length: Some(0), ..failed(404, "NoSuchKey") });
         };
-        Ok(with_header(Response { length: Some(length), ..ok(200, Vec::new()) }, "etag", "\"head\"".into()))
+        Ok(with_header(Response { length: Some(length), ..ok(200, Vec::new()) }, "etag", etag(length)))
     }
 
     fn list(&self, request: &Request) -> Result<Response, Response> {
@@ -275,8 +275,9 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn etag(body: &[u8]) -> String {
-    format!("\"{}\"", &hex(&Sha256::digest(body))[..32])
+/// Clients of ours want to see one and do not look at it.
+fn etag(length: u64) -> String {
+    format!("\"{length:x}\"")
 }
 
 fn ok(status: u16, body: Vec<u8>) -> Response {
