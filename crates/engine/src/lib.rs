@@ -44,5 +44,6 @@ pub mod internals {
     pub use crate::memtable::{Memtable, MemtableIter};
     pub use crate::merge::Merge;
     pub use crate::source::Source;
+    pub use crate::sst::{LevelIter, MeasuredSst, SstIter};
     pub use crate::writeset::{WriteMark, WriteSet, WriteSetIter};
 }

@@ -14,7 +14,7 @@ use crate::version::Run;
 use crate::{Error, Kind, OpKind, Result, Seqno};
 
 /// A position in one sst.
-pub(crate) struct SstIter {
+pub struct SstIter {
     sst: Arc<Sst>,
     purpose: Purpose,
     window: Window,
@@ -236,7 +236,7 @@ impl Source for SstIter {
 }
 
 /// A position in a run: its ssts one after the other, opened when they are reached.
-pub(crate) struct LevelIter {
+pub struct LevelIter {
     store: Arc<SstStore>,
     run: Run,
     purpose: Purpose,

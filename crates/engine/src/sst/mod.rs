@@ -8,6 +8,7 @@ mod builder;
 mod filter;
 pub(crate) mod format;
 mod iter;
+mod measured;
 mod reader;
 #[cfg(test)]
 mod tests;
@@ -15,5 +16,7 @@ mod tests;
 pub(crate) use builder::{SstBuilder, SstOptions};
 pub(crate) use filter::{Filter, hash};
 pub(crate) use format::Compression;
-pub(crate) use iter::{LevelIter, SstIter, estimate};
+pub(crate) use iter::estimate;
+pub use iter::{LevelIter, SstIter};
+pub use measured::MeasuredSst;
 pub(crate) use reader::{Found, Purpose, Sst, find_in_run, verify};

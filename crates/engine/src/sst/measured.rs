@@ -1,0 +1,61 @@
+//! An sst in memory for `bench`, which sees nothing else of this room.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::{Compression, Purpose, Sst, SstBuilder, SstIter, SstOptions, hash};
+use crate::cache::BlockCache;
+use crate::store::ByteSource;
+use crate::version::SstMeta;
+use crate::{Epoch, OpKind, Result, Seqno, SstId};
+
+/// An sst whose object is in memory.
+pub struct MeasuredSst {
+    meta: SstMeta,
+    object: Bytes,
+    sst: Arc<Sst>,
+}
+
+impl MeasuredSst {
+    /// Builds and opens an sst of `rows`, packed with LZ4 (or zstd if `small`), with room for `cache_bytes` of blocks.
+    pub fn build<'a>(
+        rows: impl Iterator<Item = (&'a [u8], Seqno, &'a [u8])>,
+        small: bool,
+        cache_bytes: usize,
+    ) -> Result<Self> {
+        let compression = if small { Compression::Zstd } else { Compression::Lz4 };
+        let id = SstId { epoch: Epoch(1), counter: 1 };
+        let mut builder = SstBuilder::new(id, SstOptions::new(compression));
+        rows.for_each(|(key, seqno, value)| builder.add(key, seqno, OpKind::Put, value));
+        let (meta, object) = builder.finish();
+        let sst = Self::open(&meta, &object, cache_bytes)?;
+        Ok(Self { meta, object, sst })
+    }
+
+    /// The same object with an empty cache.
+    pub fn cold(&self, cache_bytes: usize) -> Result<Self> {
+        let sst = Self::open(&self.meta, &self.object, cache_bytes)?;
+        Ok(Self { meta: self.meta.clone(), object: self.object.clone(), sst })
+    }
+
+    fn open(meta: &SstMeta, object: &Bytes, cache_bytes: usize) -> Result<Arc<Sst>> {
+        Ok(Arc::new(Sst::open(meta, ByteSource::Memory(object.clone()), &BlockCache::new(cache_bytes))?))
+    }
+
+    /// Length of the object.
+    pub fn bytes(&self) -> u64 {
+        self.meta.bytes
+    }
+
+    /// A byte of the newest value of `full_key`.
+    pub fn get(&self, full_key: &[u8]) -> Result<Option<u8>> {
+        let found = self.sst.get_hashed(full_key, hash(full_key), Seqno(u64::MAX))?;
+        Ok(found.and_then(|found| found.value().last().copied()))
+    }
+
+    /// Stands nowhere until the first seek.
+    pub fn iter(&self) -> SstIter {
+        SstIter::new(Arc::clone(&self.sst), Purpose::Query)
+    }
+}
