@@ -42,6 +42,17 @@ pub fn code_of(error: &Error) -> i32 {
     }
 }
 
+/// The text that goes with it, if the server asks: appended to its own for 1213, shown alone for codes that are ours.
+pub fn text_of(error: &Error) -> String {
+    match error {
+        Error::Engine(error) if error.kind() == Kind::Deadlock => String::new(),
+        Error::Engine(error) if error.kind() == Kind::Conflict => {
+            "; the row changed after this transaction's snapshot (see cistern_snapshot_isolation)".to_owned()
+        }
+        _ => error.to_string(),
+    }
+}
+
 fn code_of_kind(kind: Kind) -> i32 {
     match kind {
         Kind::Conflict | Kind::Deadlock => LOCK_DEADLOCK,

@@ -33,7 +33,7 @@ fn code(_ok: i32, f: impl FnOnce() -> Result<i32>) -> i32 {
     // fails, and the server closes them.
     match catch_unwind(AssertUnwindSafe(f)) {
         Ok(Ok(code)) => code,
-        Ok(Err(error)) => refuse(codes::code_of(&error), error.to_string()),
+        Ok(Err(error)) => refuse(codes::code_of(&error), codes::text_of(&error)),
         Err(panic) => refuse(codes::PANIC, panicked(&panic)),
     }
 }
