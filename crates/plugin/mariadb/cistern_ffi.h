@@ -105,6 +105,7 @@ int cistern_savepoint_release(cistern_session *session, uint64_t id);
 int cistern_open(cistern_text path, const cistern_descriptor *descriptor, cistern_table **table, uint32_t *position_length);
 void cistern_close(cistern_table *table);
 uint64_t cistern_row_count(const cistern_table *table);
+uint64_t cistern_statistics(const cistern_table *table);       /* samples anew if much has changed; a number that changes when cistern_records_per_key does */
 uint64_t cistern_data_bytes(const cistern_table *table);
 uint64_t cistern_index_bytes(const cistern_table *table);
 uint64_t cistern_records_per_key(const cistern_table *table, uint32_t index, uint32_t part);

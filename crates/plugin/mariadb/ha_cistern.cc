@@ -661,6 +661,11 @@ int ha_cistern::info(uint flag)
       cistern_duplicate_position(cursor, dup_ref);
   }
   if (flag & HA_STATUS_VARIABLE) {
+    uint64_t statistics= cistern_statistics(opened);
+    if (statistics != statistics_seen) {
+      statistics_seen= statistics;
+      flag|= HA_STATUS_CONST;
+    }
     stats.records= cistern_row_count(opened);
     stats.data_file_length= cistern_data_bytes(opened);
     stats.index_file_length= cistern_index_bytes(opened);

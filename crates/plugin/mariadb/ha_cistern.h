@@ -14,6 +14,7 @@ class ha_cistern final : public handler
   cistern_interrupt *own_interrupt= nullptr;
   bool copying= false;
   uint64_t copied_bytes= 0;
+  uint64_t statistics_seen= 0;
 
   cistern_session *session();
   int fail(int error);

@@ -425,6 +425,12 @@ unsafe extern "C" fn cistern_row_count(table: *const TableHandle) -> u64 {
 }
 
 #[unsafe(no_mangle)]
+unsafe extern "C" fn cistern_statistics(table: *const TableHandle) -> u64 {
+    // SAFETY: a table of ours, shared. Without fresh statistics the old ones stand.
+    guard_value(0, || unsafe { &*table }.table.refresh_statistics().unwrap_or(0))
+}
+
+#[unsafe(no_mangle)]
 unsafe extern "C" fn cistern_data_bytes(table: *const TableHandle) -> u64 {
     // SAFETY: a table of ours, shared.
     guard_value(0, || unsafe { &*table }.table.data_bytes())
