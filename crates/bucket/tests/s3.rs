@@ -207,8 +207,33 @@ fn a_conflict_is_no_answer_to_a_conditional_put() {
     let bucket = client(&server);
     assert_eq!(bucket.put_if_absent(&name("a"), Bytes::from_static(b"1")).unwrap(), PutOutcome::Created);
     assert_eq!(memory.contents().len(), 1);
-    assert_eq!(bucket.meters().put.requests(), 4);
+    assert_eq!(
+        bucket.meters().put.requests(),
+        5,
+        "three conflicts, the put, and the proof that conditions hold"
+    );
     assert_eq!(bucket.meters().put.errors(), 3);
+}
+
+#[test]
+fn a_store_that_ignores_conditions_is_refused() {
+    let keys = Keys { id: "AKIATEST".into(), secret: SECRET.into() };
+    let store = S3OverBucket::new("shop", Arc::new(MemoryBucket::new()), keys).without_conditions();
+    let server = FaultyServer::start(0, Behind::Bucket(store), 1, vec![]).unwrap();
+    let error = client(&server).put_if_absent(&name("main/epoch/1"), Bytes::new()).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::BadRequest);
+    assert!(error.message.contains("If-None-Match"), "{error}");
+}
+
+#[test]
+fn conditions_are_proved_once() {
+    let (server, _) = ours(vec![]);
+    let bucket = client(&server);
+    for i in 0..10 {
+        let outcome = bucket.put_if_absent(&name(&format!("main/manifest/{i}")), Bytes::new()).unwrap();
+        assert_eq!(outcome, PutOutcome::Created);
+    }
+    assert_eq!(bucket.meters().put.requests(), 11);
 }
 
 #[test]
@@ -317,6 +342,11 @@ fn a_bucket_that_does_not_exist_is_denied_by_name() {
     let error = refused(&format!("s3://shpo?endpoint=http://{}", server.address()), &with_keys());
     assert_eq!(error.kind, ErrorKind::Denied);
     assert!(error.message.contains("NoSuchBucket") && error.message.contains("s3://shpo"), "{error}");
+    // The answer to a HEAD has no body that could say so.
+    let bucket =
+        bucket::open(&format!("s3://shpo?endpoint=http://{}", server.address()), &with_keys()).unwrap();
+    let error = bucket.head(&name("main/anything")).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Denied, "{error}");
 }
 
 #[test]

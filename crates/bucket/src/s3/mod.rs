@@ -3,7 +3,8 @@
 //! * `object_store` speaks the protocol: signatures, XML, roles. Retries, deadlines, coalescing and the meaning of errors
 //!   are ours, because what a failed request may have left behind decides what the engine may do next.
 //! * Callers block. Their futures run on their own threads; a small private runtime drives sockets and timers.
-//! * A conditional put says `Created` only when the store did; 409 is no answer and is tried again.
+//! * A conditional put says `Created` only when the store did; 409 is no answer and is tried again. A store that ignores the
+//!   condition is refused at the first object that this process creates.
 //! * Credentials appear in no error, log line or `Debug`.
 
 mod call;
@@ -16,6 +17,7 @@ use std::fmt;
 use std::future::Future;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -56,6 +58,10 @@ pub struct S3Bucket {
     part_bytes: usize,
     meters: Meters,
     hedge: Hedge,
+    /// The store has refused a conditional put, as it must.
+    keeps_conditions: AtomicBool,
+    /// The store has shown that the bucket exists. (To a HEAD it says 404 either way.)
+    exists: AtomicBool,
     /// Taken by `drop` alone.
     runtime: Option<tokio::runtime::Runtime>,
 }
@@ -126,6 +132,8 @@ impl S3Bucket {
             part_bytes: options.part_bytes,
             meters: Meters::default(),
             hedge: Hedge::default(),
+            keeps_conditions: AtomicBool::new(false),
+            exists: AtomicBool::new(false),
             runtime: Some(runtime),
         })
     }
@@ -161,6 +169,15 @@ impl S3Bucket {
             Operation::List => &self.meters.list,
             Operation::Delete => &self.meters.delete,
         }
+    }
+
+    fn no_conditions(&self, name: &ObjectName) -> BucketError {
+        let message = format!(
+            "the store ignores If-None-Match, so two servers could overwrite each other's manifests; Cistern needs a store \
+             with conditional writes; {}",
+            self.place
+        );
+        BucketError::new(ErrorKind::BadRequest, "PUT", name, message)
     }
 
     async fn put_whole(
@@ -344,10 +361,21 @@ impl S3Bucket {
 impl Bucket for S3Bucket {
     fn put_if_absent(&self, name: &ObjectName, body: Bytes) -> Result<PutOutcome, BucketError> {
         let path = self.path(Operation::Put, name)?;
-        self.run(async {
+        let put = || {
             let call = self.call(Operation::Put, name, body.len() as u64);
-            self.put_whole(&path, &call, body, PutMode::Create).await
-        })
+            self.run(self.put_whole(&path, &call, body.clone(), PutMode::Create))
+        };
+        let outcome = put()?;
+        if outcome == PutOutcome::Created && !self.keeps_conditions.load(Ordering::Relaxed) {
+            // Once for each process: a store that takes the same name twice does so to two servers as well. No answer
+            // is no proof of that; the next new object will ask again.
+            match put() {
+                Ok(PutOutcome::Created) => return Err(self.no_conditions(name)),
+                Ok(PutOutcome::Exists) => self.keeps_conditions.store(true, Ordering::Relaxed),
+                Err(_) => (),
+            }
+        }
+        Ok(outcome)
     }
 
     fn put(&self, name: &ObjectName, body: Bytes) -> Result<(), BucketError> {
@@ -391,7 +419,13 @@ impl Bucket for S3Bucket {
 
     fn head(&self, name: &ObjectName) -> Result<Option<u64>, BucketError> {
         let path = self.path(Operation::Head, name)?;
-        self.run(self.length(&path, name))
+        let length = self.run(self.length(&path, name))?;
+        if length.is_none() && !self.exists.load(Ordering::Relaxed) {
+            // A listing tells a missing object from a missing bucket.
+            self.run(self.list_page(name, path.as_ref(), None))?;
+        }
+        self.exists.store(true, Ordering::Relaxed);
+        Ok(length)
     }
 
     fn list(&self, prefix: &ObjectName) -> Result<Vec<ObjectInfo>, BucketError> {

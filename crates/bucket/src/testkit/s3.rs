@@ -36,6 +36,7 @@ pub struct S3OverBucket {
     bucket: Arc<dyn Bucket>,
     keys: Keys,
     page: usize,
+    conditions: bool,
     uploads: Mutex<Uploads>,
 }
 
@@ -48,12 +49,18 @@ struct Uploads {
 impl S3OverBucket {
     /// Serves `bucket` as `name`.
     pub fn new(name: &str, bucket: Arc<dyn Bucket>, keys: Keys) -> Self {
-        Self { name: name.into(), bucket, keys, page: 1000, uploads: Mutex::default() }
+        Self { name: name.into(), bucket, keys, page: 1000, conditions: true, uploads: Mutex::default() }
     }
 
     /// Lists this many objects in a page.
     pub fn with_page(mut self, page: usize) -> Self {
         self.page = page;
+        self
+    }
+
+    /// Ignores `If-None-Match`, as old stores do.
+    pub fn without_conditions(mut self) -> Self {
+        self.conditions = false;
         self
     }
 
@@ -95,7 +102,7 @@ impl S3OverBucket {
     fn put(&self, request: &Request, name: &ObjectName) -> Result<Response, Response> {
         let body = Bytes::from(request.body.clone());
         let etag = etag(body.len() as u64);
-        if request.header("if-none-match") == Some("*") {
+        if self.conditions && request.header("if-none-match") == Some("*") {
             if self.bucket.put_if_absent(name, body).map_err(refusal)? == PutOutcome::Exists {
                 return Err(failed(412, "PreconditionFailed"));
             }
