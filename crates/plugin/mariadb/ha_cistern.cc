@@ -47,7 +47,7 @@ static SETTING_SIZE(disk_cache_size, setting_disk_cache, "Bytes of local disk fo
 static SETTING_SIZE(unuploaded_size_max, setting_unuploaded, "Bytes of flushed data that may wait for their upload before writes are refused", 4 * GIB, MIB);
 static SETTING_SIZE(transaction_size_max, setting_transaction, "Bytes that one transaction may write", 1 * GIB, MIB);
 static MYSQL_SYSVAR_UINT(wal_upload_interval_ms, setting_upload_interval, PLUGIN_VAR_RQCMDARG | PLUGIN_VAR_READONLY,
-  "Milliseconds between uploads of the wal: what a lost disk may cost", nullptr, nullptr, 1000, 10, 3600000, 0);
+  "Milliseconds between uploads of the wal: what a lost disk may cost, with the upload's own time", nullptr, nullptr, 700, 10, 3600000, 0);
 static MYSQL_THDVAR_ULONG(lock_wait_timeout, PLUGIN_VAR_RQCMDARG,
   "Seconds that a statement waits for a row lock before it fails with 1205", nullptr, nullptr, 50, 0, 100000000, 0);
 

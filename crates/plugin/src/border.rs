@@ -20,7 +20,7 @@ pub struct Text {
 impl Text {
     /// # Safety
     /// `start` points to `length` readable bytes for as long as the result is used.
-    pub unsafe fn to_str(&self) -> String {
+    pub unsafe fn to_text(self) -> String {
         // SAFETY: the caller's promise.
         String::from_utf8_lossy(unsafe { slice(self.start.cast(), self.length) }).into_owned()
     }

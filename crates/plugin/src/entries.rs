@@ -70,7 +70,7 @@ unsafe extern "C" fn cistern_start(callbacks: *const Callbacks, config: *const C
         // SAFETY: both are the shim's, and valid for the call.
         let (callbacks, config) = unsafe { (&*callbacks, &*config) };
         // SAFETY: the texts in it are too.
-        let text = |text: &Text| unsafe { text.to_str() };
+        let text = |text: &Text| unsafe { text.to_text() };
         let start = life::Start {
             bucket: text(&config.bucket),
             branch: text(&config.branch),
@@ -144,7 +144,7 @@ unsafe extern "C" fn cistern_table_create(
         let life = life()?;
         // SAFETY: all of the shim's, and valid for the call.
         let (path, descriptor, frm) =
-            unsafe { (path.to_str(), (*descriptor).to_descriptor(&*life.collations), frm.as_slice()) };
+            unsafe { (path.to_text(), (*descriptor).to_descriptor(&*life.collations), frm.as_slice()) };
         let images = TableImages { frm, par: &[] };
         life.store.create(&table_path(&path), &descriptor, images, auto_increment)
     })
@@ -160,7 +160,7 @@ unsafe extern "C" fn cistern_table_set_image(
         let life = life()?;
         // SAFETY: all of the shim's, and valid for the call.
         let (path, descriptor, frm) =
-            unsafe { (path.to_str(), (*descriptor).to_descriptor(&*life.collations), frm.as_slice()) };
+            unsafe { (path.to_text(), (*descriptor).to_descriptor(&*life.collations), frm.as_slice()) };
         life.store.set_images(&table_path(&path), &descriptor, TableImages { frm, par: &[] })
     })
 }
@@ -168,14 +168,14 @@ unsafe extern "C" fn cistern_table_set_image(
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cistern_table_drop(path: Text) -> c_int {
     // SAFETY: valid for the call.
-    guard(|| life()?.store.drop_table(&table_path(&unsafe { path.to_str() })))
+    guard(|| life()?.store.drop_table(&table_path(&unsafe { path.to_text() })))
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cistern_table_rename(from: Text, to: Text) -> c_int {
     guard(|| {
         // SAFETY: valid for the call.
-        let (from, to) = unsafe { (from.to_str(), to.to_str()) };
+        let (from, to) = unsafe { (from.to_text(), to.to_text()) };
         life()?.store.rename(&table_path(&from), &table_path(&to))
     })
 }
@@ -184,7 +184,7 @@ unsafe extern "C" fn cistern_table_rename(from: Text, to: Text) -> c_int {
 unsafe extern "C" fn cistern_table_exists(path: Text) -> c_int {
     guard_value(0, || {
         // SAFETY: valid for the call.
-        let path = table_path(&unsafe { path.to_str() });
+        let path = table_path(&unsafe { path.to_text() });
         life().and_then(|life| life.store.exists(&path)).is_ok_and(|exists| exists).into()
     })
 }
@@ -193,7 +193,7 @@ unsafe extern "C" fn cistern_table_exists(path: Text) -> c_int {
 unsafe extern "C" fn cistern_table_image(path: Text, frm: *mut *mut u8, length: *mut usize) -> c_int {
     guard(|| {
         // SAFETY: valid for the call.
-        let path = table_path(&unsafe { path.to_str() });
+        let path = table_path(&unsafe { path.to_text() });
         let definition = life()?.store.definition(&path)?.filter(|definition| !definition.frm.is_empty());
         let image = definition.ok_or(Error::NoSuchTable(path))?.frm.into_boxed_slice();
         // SAFETY: two places of the shim's; the image is its own until cistern_image_free.
@@ -215,7 +215,7 @@ unsafe extern "C" fn cistern_image_free(frm: *mut u8, length: usize) {
 unsafe extern "C" fn cistern_table_list(directory: Text, sink: NameSink, argument: *mut c_void) -> c_int {
     guard(|| {
         // SAFETY: valid for the call.
-        let directory = unsafe { directory.to_str() };
+        let directory = unsafe { directory.to_text() };
         life()?.store.list(database_name(&directory), &mut |name| {
             // SAFETY: the sink copies before it returns.
             unsafe { sink(argument, name.as_ptr().cast(), name.len()) };
@@ -227,7 +227,7 @@ unsafe extern "C" fn cistern_table_list(directory: Text, sink: NameSink, argumen
 unsafe extern "C" fn cistern_database_drop(directory: Text) -> c_int {
     guard(|| {
         // SAFETY: valid for the call.
-        let directory = unsafe { directory.to_str() };
+        let directory = unsafe { directory.to_text() };
         life()?.store.drop_database(database_name(&directory))
     })
 }
@@ -399,7 +399,7 @@ unsafe extern "C" fn cistern_open(
     guard(|| {
         let life = life()?;
         // SAFETY: all of the shim's, and valid for the call.
-        let (path, descriptor) = unsafe { (path.to_str(), (*descriptor).to_descriptor(&*life.collations)) };
+        let (path, descriptor) = unsafe { (path.to_text(), (*descriptor).to_descriptor(&*life.collations)) };
         let blobs = Arc::new(Blobs::of(&descriptor));
         let record_length = descriptor.record_length as usize;
         let opened = life.store.open_table(&table_path(&path), descriptor)?;
