@@ -1,54 +1,97 @@
 //! Walks the visible entries of one tree, both ways, merged with the transaction's own writes.
 //!
 //! * A cursor sees what its transaction wrote before each step, also since the step before.
+//! * It reads one view at one seqno from `open` to `close`, whatever is flushed or compacted meanwhile.
 //! * Moving off the end leaves it on nothing; then only a seek is of use.
+//! * A step forward copies the key and nothing else. A step back copies the value too: of several versions the visible
+//!   one is known only when the next has been seen.
 
-use std::ops::Bound;
 use std::sync::Arc;
 
 use crate::engine::Engine;
+use crate::merge::{AnySource, Merge};
+use crate::source::Source;
 use crate::txn::{ReadAs, Txn};
-use crate::{Error, Kind, Result, Seqno, TreeId, full_key};
+use crate::view::View;
+use crate::{Error, Kind, OpKind, Result, Seqno, TreeId};
 
-/// A place in one tree. Use it with the transaction it was opened with; it can be opened again without allocation.
+/// A place in one tree. Use it with the transaction it was opened with.
 pub struct Cursor {
     engine: Arc<Engine>,
-    tree: Option<TreeId>,
-    at: Seqno,
-    entry: Option<(Vec<u8>, Vec<u8>)>,
+    open: Option<Open>,
+    /// The own writes first: they are the newest.
+    merge: Merge<AnySource>,
+    place: Place,
+    /// Tree id and key of the entry it stands on.
+    key: Vec<u8>,
+    /// A key of which no further version is of interest.
+    passed: Vec<u8>,
+    /// Its value, on the way back.
+    value: Vec<u8>,
 }
+
+struct Open {
+    /// Keeps what `merge` reads from being deleted.
+    view: Arc<View>,
+    tree: TreeId,
+    prefix: [u8; 4],
+    at: Seqno,
+    /// `Txn::round` that the own writes belong to.
+    round: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Nothing,
+    /// `merge` stands on the entry.
+    Forward,
+    /// `merge` stands before all versions of the entry.
+    Backward,
+}
+
+/// The seqno of own writes.
+const OWN: Seqno = Seqno(u64::MAX);
+/// Versions of one key, or newer than the snapshot, that are stepped over before a seek is cheaper.
+const STEPS_MAX: usize = 24;
 
 impl Cursor {
     /// A closed cursor.
     pub fn new(engine: &Arc<Engine>) -> Self {
-        Self { engine: Arc::clone(engine), tree: None, at: Seqno(0), entry: None }
+        Self {
+            engine: Arc::clone(engine),
+            open: None,
+            merge: Merge::new(),
+            place: Place::Nothing,
+            key: Vec::new(),
+            passed: Vec::new(),
+            value: Vec::new(),
+        }
     }
 
     /// Opens it on `tree`. It stands on nothing until a seek. [`ReadAs::Newest`] is as of this call: a row whose lock
     /// is waited for afterwards is read again with [`Txn::get`].
     pub fn open(&mut self, txn: &mut Txn, tree: TreeId, read: ReadAs) -> Result<()> {
-        self.at = txn.read_at(read);
-        self.tree = Some(tree);
-        self.entry = None;
-        Ok(())
+        let (view, at) = txn.view_at(read);
+        self.open = Some(Open { view, tree, prefix: tree.0.to_be_bytes(), at, round: txn.round() });
+        self.collect_sources(txn)
     }
 
     /// To the first entry at or after `key`. `false`: there is none.
     pub fn seek(&mut self, txn: &mut Txn, key: &[u8]) -> Result<bool> {
-        let key = full_key(self.tree()?, key);
-        self.forward(txn, Bound::Included(&key))
+        self.set_key(key)?;
+        self.seek_forward(txn, OWN)
     }
 
     /// To the first entry strictly after `key`.
     pub fn seek_after(&mut self, txn: &mut Txn, key: &[u8]) -> Result<bool> {
-        let key = full_key(self.tree()?, key);
-        self.forward(txn, Bound::Excluded(&key))
+        self.set_key(key)?;
+        self.seek_forward(txn, Seqno(0))
     }
 
     /// To the last entry strictly before `key`.
     pub fn seek_before(&mut self, txn: &mut Txn, key: &[u8]) -> Result<bool> {
-        let key = full_key(self.tree()?, key);
-        self.backward(txn, &key)
+        self.set_key(key)?;
+        self.seek_backward(txn)
     }
 
     /// To the first entry of the tree.
@@ -58,90 +101,207 @@ impl Cursor {
 
     /// To the last entry of the tree.
     pub fn seek_last(&mut self, txn: &mut Txn) -> Result<bool> {
-        let end = self.end()?;
-        self.backward(txn, &end)
+        let end = self.opened()?.tree.0.checked_add(1).expect("tree ids stay below 2^32 - 1");
+        self.key.clear();
+        self.key.extend_from_slice(&end.to_be_bytes());
+        self.seek_backward(txn)
     }
 
     /// To the next entry. Not allowed while it stands on nothing.
     #[expect(clippy::should_implement_trait, reason = "a cursor lends its entry, an iterator gives it away")]
+    #[inline]
     pub fn next(&mut self, txn: &mut Txn) -> Result<bool> {
-        let (key, _) = self.entry.take().ok_or_else(stands_on_nothing)?;
-        self.forward(txn, Bound::Excluded(&key))
+        if self.place != Place::Forward || self.opened()?.round != txn.round() {
+            self.check_stands()?;
+            return self.seek_forward(txn, Seqno(0));
+        }
+        std::mem::swap(&mut self.key, &mut self.passed);
+        self.place = Place::Nothing;
+        self.merge.next()?;
+        self.settle_forward()
     }
 
     /// To the previous entry. Not allowed while it stands on nothing.
     pub fn prev(&mut self, txn: &mut Txn) -> Result<bool> {
-        let (key, _) = self.entry.take().ok_or_else(stands_on_nothing)?;
-        self.backward(txn, &key)
+        if self.place != Place::Backward || self.opened()?.round != txn.round() || self.merge.stale() {
+            self.check_stands()?;
+            return self.seek_backward(txn);
+        }
+        self.settle_backward()
     }
 
     /// Key of the entry it stands on, without the tree id. Valid until it moves.
     ///
     /// # Panics
     /// If it stands on nothing.
+    #[inline]
     pub fn key(&self) -> &[u8] {
-        &self.entry.as_ref().expect("the cursor stands on an entry").0[4..]
+        assert!(self.place != Place::Nothing, "the cursor stands on nothing");
+        &self.key[4..]
     }
 
     /// Value of the entry it stands on. Valid until it moves.
     ///
     /// # Panics
     /// If it stands on nothing.
+    #[inline]
     pub fn value(&self) -> &[u8] {
-        &self.entry.as_ref().expect("the cursor stands on an entry").1
+        match self.place {
+            Place::Nothing => panic!("the cursor stands on nothing"),
+            Place::Forward => self.merge.value(),
+            Place::Backward => &self.value,
+        }
     }
 
-    /// Lets go of the data it reads from. A cursor that stays open keeps old data in memory and on disk.
+    /// Lets go of the data it reads from. A cursor that stays open keeps old data in memory and in the bucket.
     pub fn close(&mut self) {
-        self.tree = None;
-        self.entry = None;
+        self.place = Place::Nothing;
+        self.merge.clear();
+        self.open = None;
     }
 
-    fn forward(&mut self, txn: &mut Txn, from: Bound<&[u8]>) -> Result<bool> {
-        let end = self.end()?;
-        let dropped = txn.drops().contains(&self.tree()?);
-        let mut from = from.map(<[u8]>::to_vec);
-        self.entry = loop {
-            let bound = from.as_ref().map(Vec::as_slice);
-            let stored = if dropped { None } else { self.engine.naive.after(bound, &end, self.at) };
-            let own = txn.writes.range::<[u8], _>((bound, Bound::Excluded(end.as_slice()))).next();
-            match (stored, own) {
-                (Some(stored), Some((key, _))) if stored.0 < *key => break Some(stored),
-                (stored, None) => break stored,
-                (_, Some((key, Some(value)))) => break Some((key.clone(), value.clone())),
-                (_, Some((key, None))) => from = Bound::Excluded(key.clone()),
+    fn opened(&self) -> Result<&Open> {
+        self.open.as_ref().ok_or_else(|| Error::new(Kind::Bug, "a closed cursor was moved"))
+    }
+
+    fn check_stands(&self) -> Result<()> {
+        match self.place {
+            Place::Nothing => Err(Error::new(Kind::Bug, "a cursor that stands on nothing was moved")),
+            _ => Ok(()),
+        }
+    }
+
+    fn set_key(&mut self, key: &[u8]) -> Result<()> {
+        let prefix = self.opened()?.prefix;
+        self.key.clear();
+        self.key.extend_from_slice(&prefix);
+        self.key.extend_from_slice(key);
+        Ok(())
+    }
+
+    fn collect_sources(&mut self, txn: &Txn) -> Result<()> {
+        self.place = Place::Nothing;
+        self.merge.clear();
+        let open = self.open.as_ref().expect("a cursor collects sources while it is open");
+        self.merge.add(AnySource::WriteSet(txn.writes.iter_tree(open.tree)));
+        if !txn.drops().contains(&open.tree) {
+            open.view.add_sources(&self.engine.store, open.tree, &mut self.merge);
+        }
+        Ok(())
+    }
+
+    /// If the transaction has ended since, its writes are no longer own ones, and it may have new ones.
+    fn refresh_own(&mut self, txn: &Txn) -> Result<()> {
+        let round = txn.round();
+        if self.opened()?.round != round {
+            self.collect_sources(txn)?;
+            self.open.as_mut().expect("seen above").round = round;
+        }
+        Ok(())
+    }
+
+    /// To the first entry after `self.key`, or on it if `passing` is [`OWN`].
+    fn seek_forward(&mut self, txn: &Txn, passing: Seqno) -> Result<bool> {
+        self.refresh_own(txn)?;
+        self.place = Place::Nothing;
+        self.passed.clear();
+        self.merge.seek(&self.key, passing)?;
+        self.settle_forward()
+    }
+
+    /// To the last entry before `self.key`.
+    fn seek_backward(&mut self, txn: &Txn) -> Result<bool> {
+        self.refresh_own(txn)?;
+        self.place = Place::Nothing;
+        self.merge.seek_before(&self.key)?;
+        self.settle_backward()
+    }
+
+    /// From any version forward to the first that is visible, a put, and not of the key `passed` or one that is found
+    /// deleted on the way.
+    #[inline]
+    fn settle_forward(&mut self) -> Result<bool> {
+        let (merge, passed) = (&mut self.merge, &mut self.passed);
+        let open = self.open.as_ref().expect("a cursor moves while it is open");
+        let mut steps = 0;
+        while merge.valid() && merge.key().starts_with(&open.prefix) {
+            let of_passed = merge.key() == passed.as_slice();
+            if !of_passed && open.sees(merge.seqno()) {
+                if merge.kind() == OpKind::Put {
+                    self.key.clear();
+                    self.key.extend_from_slice(merge.key());
+                    self.place = Place::Forward;
+                    return Ok(true);
+                }
+                passed.clear();
+                passed.extend_from_slice(merge.key());
+                steps = 0;
             }
-        };
-        Ok(self.entry.is_some())
-    }
-
-    fn backward(&mut self, txn: &mut Txn, before: &[u8]) -> Result<bool> {
-        let begin = full_key(self.tree()?, &[]);
-        let dropped = txn.drops().contains(&self.tree()?);
-        let mut before = before.to_vec();
-        self.entry = loop {
-            let stored = if dropped { None } else { self.engine.naive.before(&before, &begin, self.at) };
-            let own = txn.writes.range(begin.clone()..before.clone()).next_back();
-            match (stored, own) {
-                (Some(stored), Some((key, _))) if stored.0 > *key => break Some(stored),
-                (stored, None) => break stored,
-                (_, Some((key, Some(value)))) => break Some((key.clone(), value.clone())),
-                (_, Some((key, None))) => before = key.clone(),
+            steps += 1;
+            if steps < STEPS_MAX {
+                merge.next()?;
+                continue;
             }
-        };
-        Ok(self.entry.is_some())
+            steps = 0;
+            if of_passed {
+                merge.seek(passed, Seqno(0))?;
+            } else {
+                // An own write of this key would have come first.
+                self.key.clear();
+                self.key.extend_from_slice(merge.key());
+                merge.seek(&self.key, open.at)?;
+            }
+        }
+        Ok(false)
     }
 
-    fn tree(&self) -> Result<TreeId> {
-        self.tree.ok_or_else(|| Error::new(Kind::Bug, "a closed cursor was moved"))
-    }
-
-    fn end(&self) -> Result<Vec<u8>> {
-        let tree = self.tree()?;
-        Ok(full_key(TreeId(tree.0.checked_add(1).expect("tree ids never reach 2^32 - 1")), &[]))
+    /// From the last version of a key backward to the visible put of it, or of a key before it. Afterwards `merge`
+    /// stands before all versions of that key.
+    fn settle_backward(&mut self) -> Result<bool> {
+        self.place = Place::Nothing;
+        let (merge, key, value) = (&mut self.merge, &mut self.key, &mut self.value);
+        let open = self.open.as_ref().expect("a cursor moves while it is open");
+        while merge.valid() && merge.key().starts_with(&open.prefix) {
+            key.clear();
+            key.extend_from_slice(merge.key());
+            let mut found = OpKind::Delete;
+            let mut steps = 0;
+            while merge.valid() && merge.key() == key.as_slice() {
+                if open.sees(merge.seqno()) {
+                    found = merge.kind();
+                    value.clear();
+                    value.extend_from_slice(merge.value());
+                }
+                steps += 1;
+                if steps < STEPS_MAX {
+                    merge.prev()?;
+                    continue;
+                }
+                // So many versions that it is cheaper to look for the visible one from the other side.
+                merge.seek(key, OWN)?;
+                if merge.seqno() != OWN {
+                    merge.seek(key, open.at)?;
+                }
+                if merge.valid() && merge.key() == key.as_slice() {
+                    found = merge.kind();
+                    value.clear();
+                    value.extend_from_slice(merge.value());
+                }
+                merge.seek_before(key)?;
+                break;
+            }
+            if found == OpKind::Put {
+                self.place = Place::Backward;
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 }
 
-fn stands_on_nothing() -> Error {
-    Error::new(Kind::Bug, "a cursor that stands on nothing was moved")
+impl Open {
+    #[inline]
+    fn sees(&self, seqno: Seqno) -> bool {
+        seqno <= self.at || seqno == OWN
+    }
 }

@@ -3,20 +3,35 @@
 //! * What a committed transaction wrote is visible to every snapshot taken after its commit returned.
 //! * With [`Background::Manual`] nothing happens by itself: whoever holds the engine calls [`Engine::step`].
 
+use std::collections::BTreeSet;
 use std::ops::Bound;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use bucket::Bucket;
+use arc_swap::Guard;
+use bucket::{Bucket, Names};
 use parking_lot::Mutex;
 
+use crate::background::Workers;
+use crate::claim::Fence;
+use crate::commit::{Commits, Replay};
+use crate::compaction::pressure::Debt;
+use crate::compaction::run::{self, Context};
 use crate::limits::Shape;
 use crate::locks::{LockTable, Owner};
-use crate::naive::NaiveStore;
+use crate::manifest::{Flushed, ManifestWriter};
+use crate::recovery::{RecoveryParts, Report, recover};
+use crate::snapshots::Snapshots;
 use crate::status::Status;
+use crate::store::{SstStore, StoreParts};
+use crate::throttle::Throttle;
+use crate::tree::{Begun, Sending, Tree};
 use crate::txn::Txn;
-use crate::{Clock, Disk, Error, Result, Seqno, TreeId, full_key};
+use crate::view::View;
+use crate::wal::{Uploader, WalLimits};
+use crate::writeset::WriteSet;
+use crate::{Clock, Disk, Epoch, Error, Kind, Result, Seqno, TreeId, full_key, gc};
 
 /// The outside world, as the engine gets it.
 pub struct Parts {
@@ -63,7 +78,7 @@ impl Default for Settings {
             memtable_bytes: 64 << 20,
             disk_cache_bytes: 10 << 30,
             unuploaded_bytes_max: 4 << 30,
-            transaction_bytes_max: 1 << 30,
+            transaction_bytes_max: 512 << 20,
             wal_upload_interval: Duration::from_secs(1),
             shape: Shape::default(),
             background: Background::Threads,
@@ -127,28 +142,114 @@ pub const FIRST_ALLOCATED_TREE: TreeId = TreeId(64);
 pub struct Engine {
     pub(crate) settings: Settings,
     pub(crate) locks: LockTable,
-    pub(crate) naive: NaiveStore,
-    commit_lock: Mutex<()>,
-    visible: AtomicU64,
+    pub(crate) snapshots: Snapshots,
+    pub(crate) store: Arc<SstStore>,
+    commits: Commits,
+    tree: Tree,
+    /// Held through a publication: edits go up one after the other.
+    manifest: Mutex<ManifestWriter>,
+    uploader: Arc<Uploader>,
+    fence: Fence,
+    throttle: Throttle,
+    /// Memtables are flushed one after the other.
+    flushing: Mutex<()>,
+    /// What dead writers left in the bucket was looked for.
+    swept: AtomicBool,
+    fatal: Mutex<Option<(Kind, String)>>,
     next_txn: AtomicU64,
     next_tree: AtomicU32,
-    parts: Parts,
+    counters: Counters,
+    report: Report,
+    bucket: Arc<dyn Bucket>,
+    names: Names,
+    clock: Arc<dyn Clock>,
+    workers: Workers,
 }
+
+#[derive(Default)]
+struct Counters {
+    commits: AtomicU64,
+    flushes: AtomicU64,
+    flushed_bytes: AtomicU64,
+    compactions: AtomicU64,
+    compacted_bytes_read: AtomicU64,
+    compacted_bytes_written: AtomicU64,
+    published: AtomicU64,
+    ssts_deleted: AtomicU64,
+}
+
+/// Slices of the wal that a start may have to read from the bucket, before a flush makes them superfluous.
+const SLICES_MAX: usize = 256;
+/// How long `close` tries to reach the bucket.
+const CLOSE_TIME_MAX: Duration = Duration::from_secs(10);
+/// Threads that share one large merge.
+const SUBCOMPACTIONS: usize = 2;
+/// Slices that a start fetches at the same time.
+const FETCHES: usize = 16;
 
 impl Engine {
     /// Takes over the branch (every earlier writer is fenced from now on) and recovers all that was committed.
     pub fn open(parts: Parts, settings: Settings) -> Result<Arc<Self>> {
-        let may_wait = settings.background == Background::Threads;
-        Ok(Arc::new(Self {
-            locks: LockTable::new(parts.seed, Arc::clone(&parts.clock), may_wait),
+        let names = Names::new(&settings.branch);
+        let threads = settings.background == Background::Threads;
+        let mut replay = Replay::new(settings.memtable_bytes);
+        let recovery = RecoveryParts {
+            bucket: Arc::clone(&parts.bucket),
+            disk: Arc::clone(&parts.disk),
+            names: names.clone(),
+            seed: parts.seed,
+            limits: WalLimits::default(),
+            fetches: if threads { FETCHES } else { 1 },
+        };
+        let recovered = recover(recovery, &mut |record| replay.apply(record))?;
+        let manifest = recovered.manifest.manifest();
+        let store = SstStore::new(StoreParts {
+            disk: parts.disk,
+            bucket: Arc::clone(&parts.bucket),
+            names: names.clone(),
+            branch: manifest.branch,
+            block_cache_bytes: settings.block_cache_bytes,
+            disk_cache_bytes: settings.disk_cache_bytes,
+        });
+        store.adopt(&manifest.version)?;
+        let tree = Tree::new(manifest, settings.shape.clone(), recovered.epoch);
+        let next_tree = recovered.next_tree.max(manifest.next_tree).max(FIRST_ALLOCATED_TREE);
+        let commits = Commits::new(
+            Arc::clone(&recovered.wal),
+            replay,
+            tree.version(),
+            manifest.dropped.keys().copied().collect(),
+            Seqno(recovered.next_seqno.0.saturating_sub(1)),
+            next_tree,
+        );
+        let engine = Arc::new(Self {
+            locks: LockTable::new(parts.seed, Arc::clone(&parts.clock), threads),
+            throttle: Throttle::new(settings.shape.clone(), settings.unuploaded_bytes_max),
             settings,
-            naive: NaiveStore::default(),
-            commit_lock: Mutex::new(()),
-            visible: AtomicU64::new(0),
+            snapshots: Snapshots::default(),
+            store,
+            next_tree: AtomicU32::new(commits.recorded_tree().0),
+            commits,
+            tree,
+            manifest: Mutex::new(recovered.manifest),
+            uploader: recovered.uploader,
+            fence: recovered.fence,
+            flushing: Mutex::new(()),
+            swept: AtomicBool::new(false),
+            fatal: Mutex::new(None),
             next_txn: AtomicU64::new(1),
-            next_tree: AtomicU32::new(FIRST_ALLOCATED_TREE.0),
-            parts,
-        }))
+            counters: Counters::default(),
+            report: recovered.report,
+            bucket: parts.bucket,
+            names,
+            clock: parts.clock,
+            workers: Workers::new(),
+        });
+        engine.refresh_throttle();
+        if threads {
+            engine.workers.start(&engine)?;
+        }
+        Ok(engine)
     }
 
     /// An empty transaction, in REPEATABLE READ.
@@ -157,72 +258,342 @@ impl Engine {
         Txn::new(Arc::clone(self), Owner::new(id))
     }
 
-    /// A tree id that nobody has had before. A crash may give it out again only if no commit wrote to it.
+    /// A tree id that nobody has had before. A crash may give it out again only if no commit came after this call.
     pub fn allocate_tree(&self) -> TreeId {
-        TreeId(self.next_tree.fetch_add(1, Ordering::Relaxed))
+        TreeId(self.next_tree.fetch_add(1, Ordering::SeqCst))
     }
 
-    /// About how much is stored between two keys of `tree`.
+    /// About how much is stored between two keys of `tree`. Never fails: what can not be read counts as nothing.
     pub fn estimate(&self, tree: TreeId, lo: Bound<&[u8]>, hi: Bound<&[u8]>) -> Estimate {
-        let mut estimate = Estimate::default();
-        let end = match hi {
-            Bound::Included(key) => [&full_key(tree, key)[..], &[0]].concat(),
-            Bound::Excluded(key) => full_key(tree, key),
-            Bound::Unbounded => full_key(TreeId(tree.0 + 1), &[]),
-        };
-        let mut from = match lo {
+        let bound = |bound: Bound<&[u8]>, otherwise: TreeId| match bound {
             Bound::Included(key) => Bound::Included(full_key(tree, key)),
             Bound::Excluded(key) => Bound::Excluded(full_key(tree, key)),
-            Bound::Unbounded => Bound::Included(full_key(tree, &[])),
+            Bound::Unbounded => Bound::Included(full_key(otherwise, &[])),
         };
-        let at = self.visible();
-        while let Some((key, value)) = self.naive.after(from.as_ref().map(Vec::as_slice), &end, at) {
-            estimate.entries += 1;
-            estimate.bytes += (key.len() + value.len()) as u64;
-            from = Bound::Excluded(key);
-        }
-        estimate
+        let (low, high) = (bound(lo, tree), bound(hi, TreeId(tree.0.saturating_add(1))));
+        self.view().estimate(
+            &self.store,
+            tree,
+            low.as_ref().map(Vec::as_slice),
+            high.as_ref().map(Vec::as_slice),
+        )
     }
 
     /// Does one piece of background work. `false`: there was none of this kind.
-    pub fn step(&self, _job: Job) -> Result<bool> {
-        Ok(false)
+    pub fn step(&self, job: Job) -> Result<bool> {
+        self.check_alive()?;
+        let result = match job {
+            Job::UploadWal => self.upload_wal(),
+            Job::Freeze => self.commits.freeze_active(),
+            Job::Flush => self.flush(),
+            Job::Publish => self.publish(),
+            Job::Compact => self.compact(),
+            Job::CollectGarbage => self.collect_garbage(),
+        };
+        self.refresh_throttle();
+        result.inspect_err(|error| self.note(error))
     }
 
     /// Counters and sizes.
     pub fn status(&self) -> Status {
         let mut status = Status::default();
-        status.push("locks_held", self.locks.held());
-        status.push("locks_waiting", self.locks.waiting());
-        status.push("locks_waits", self.locks.counters.waits.load(Ordering::Relaxed));
-        status.push("locks_deadlocks", self.locks.counters.deadlocks.load(Ordering::Relaxed));
-        status.push("locks_timeouts", self.locks.counters.timeouts.load(Ordering::Relaxed));
-        let meters = self.parts.bucket.meters();
-        status.push("bucket_put_requests", meters.put.requests());
-        status.push("bucket_put_bytes", meters.put.bytes());
-        status.push("bucket_get_requests", meters.get.requests());
-        status.push("bucket_get_bytes", meters.get.bytes());
-        status.push("bucket_list_requests", meters.list.requests());
-        status.push("bucket_delete_requests", meters.delete.requests());
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let version = self.tree.version();
+        let wal = self.commits.wal();
+        let cache = self.store.block_cache_status();
+        let disk = self.store.disk_cache_status();
+        let meters = self.bucket.meters();
+        for (name, value) in [
+            ("epoch", self.fence.epoch().0),
+            ("commits", count(&self.counters.commits)),
+            ("visible_seqno", self.visible().0),
+            ("transactions_open", self.snapshots.registered() as u64),
+            ("locks_held", self.locks.held()),
+            ("locks_waiting", self.locks.waiting()),
+            ("locks_waits", count(&self.locks.counters.waits)),
+            ("locks_deadlocks", count(&self.locks.counters.deadlocks)),
+            ("locks_timeouts", count(&self.locks.counters.timeouts)),
+            ("wal_bytes", wal.end().0 - wal.start().0),
+            ("wal_syncs", wal.syncs()),
+            ("wal_unuploaded_bytes", wal.durable().0.saturating_sub(self.uploader.uploaded().0)),
+            ("wal_slices", self.uploader.slices() as u64),
+            ("memtable_bytes", self.view().active.bytes() as u64),
+            ("memtables_frozen", self.commits.frozen_count() as u64),
+            ("flushes", count(&self.counters.flushes)),
+            ("flushed_bytes", count(&self.counters.flushed_bytes)),
+            ("compactions", count(&self.counters.compactions)),
+            ("compacted_bytes_read", count(&self.counters.compacted_bytes_read)),
+            ("compacted_bytes_written", count(&self.counters.compacted_bytes_written)),
+            ("l0_runs", version.l0.len() as u64),
+            ("ssts", version.ssts().count() as u64),
+            ("sst_bytes", version.ssts().map(|(_, sst)| sst.bytes).sum()),
+            ("edits_published", count(&self.counters.published)),
+            ("edits_queued", self.tree.queued() as u64),
+            ("unuploaded_bytes", self.store.unuploaded_bytes()),
+            ("ssts_deleted", count(&self.counters.ssts_deleted)),
+            ("writes_delayed", self.throttle.delayed()),
+            ("block_cache_hits", cache.hits),
+            ("block_cache_misses", cache.misses),
+            ("block_cache_bytes", cache.bytes),
+            ("block_cache_evictions", cache.evictions),
+            ("disk_cache_hits", disk.hits),
+            ("disk_cache_misses", disk.misses),
+            ("disk_cache_bytes", disk.bytes),
+            ("recovered_transactions", self.report.transactions),
+            ("recovered_local_transactions", self.report.local_transactions),
+            ("recovered_slices", self.report.slices as u64),
+            ("wals_set_aside", self.report.set_aside.len() as u64),
+            ("bucket_put_requests", meters.put.requests()),
+            ("bucket_put_bytes", meters.put.bytes()),
+            ("bucket_put_errors", meters.put.errors()),
+            ("bucket_get_requests", meters.get.requests()),
+            ("bucket_get_bytes", meters.get.bytes()),
+            ("bucket_get_errors", meters.get.errors()),
+            ("bucket_head_requests", meters.head.requests()),
+            ("bucket_list_requests", meters.list.requests()),
+            ("bucket_delete_requests", meters.delete.requests()),
+        ] {
+            status.push(name, value);
+        }
         status
     }
 
     /// Stops background work. On return all that was committed is on the local disk, and in the bucket unless the
-    /// error says otherwise. Transactions may not be used afterwards.
+    /// error says otherwise. Every later commit fails.
     pub fn close(&self) -> Result<()> {
-        Ok(())
+        self.commits.close(Kind::Unavailable, "the engine is closed");
+        self.workers.stop();
+        self.check_alive()?;
+        let wal = self.commits.wal();
+        wal.sync_to(wal.end())?;
+        let deadline = self.clock.now() + CLOSE_TIME_MAX;
+        loop {
+            match self.uploader.step() {
+                Ok(false) => return Ok(()),
+                Ok(true) => {}
+                Err(error) if error.kind() == Kind::Unavailable && self.clock.now() < deadline => {
+                    self.clock.sleep(Duration::from_millis(100));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The term that this engine writes in.
+    pub fn epoch(&self) -> Epoch {
+        self.fence.epoch()
     }
 
     pub(crate) fn visible(&self) -> Seqno {
-        Seqno(self.visible.load(Ordering::Acquire))
+        self.commits.visible()
     }
 
-    pub(crate) fn commit(&self, txn: &Txn) -> Result<Seqno> {
-        let _turn = self.commit_lock.lock();
-        let seqno = Seqno(self.visible().0 + 1);
-        let writes = txn.writes.iter().map(|(key, value)| (key.as_slice(), value.as_deref()));
-        self.naive.apply(seqno, writes, txn.drops());
-        self.visible.store(seqno.0, Ordering::Release);
-        Ok(seqno)
+    pub(crate) fn visible_counter(&self) -> &AtomicU64 {
+        self.commits.visible_counter()
+    }
+
+    #[inline]
+    pub(crate) fn view(&self) -> Guard<Arc<View>> {
+        self.commits.view()
+    }
+
+    #[inline]
+    pub(crate) fn newest(&self) -> (Guard<Arc<View>>, Seqno) {
+        self.commits.newest()
+    }
+
+    pub(crate) fn commit(&self, writes: &WriteSet, drops: &[TreeId]) -> Result<Seqno> {
+        self.admit(writes.bytes() as u64)?;
+        let next_tree = TreeId(self.next_tree.load(Ordering::SeqCst));
+        let committed = self
+            .commits
+            .commit(writes, drops, next_tree, self.settings.memtable_bytes)
+            .inspect_err(|error| self.note(error))?;
+        self.counters.commits.fetch_add(1, Ordering::Relaxed);
+        if committed.froze {
+            self.refresh_throttle();
+            self.workers.ring(Job::Flush);
+        }
+        Ok(committed.seqno)
+    }
+
+    /// Why the engine can not go on, if so.
+    pub(crate) fn check_alive(&self) -> Result<()> {
+        match &*self.fatal.lock() {
+            None => Ok(()),
+            Some((kind, message)) => Err(Error::new(*kind, message.clone())),
+        }
+    }
+
+    /// An error that ends this writer ends it for everybody.
+    fn note(&self, error: &Error) {
+        if !matches!(error.kind(), Kind::Fenced | Kind::Failed) {
+            return;
+        }
+        {
+            let mut fatal = self.fatal.lock();
+            if fatal.is_some() {
+                return;
+            }
+            *fatal = Some((error.kind(), error.to_string()));
+        }
+        self.commits.close(error.kind(), &error.to_string());
+        self.workers.ring_all();
+        (self.settings.hooks.on_fatal)(error);
+    }
+
+    /// Lets a writer of `bytes` go on when flush, compaction and upload keep up.
+    fn admit(&self, bytes: u64) -> Result<()> {
+        let manual = self.settings.background == Background::Manual;
+        self.throttle.admit(bytes, &*self.clock, || {
+            self.check_alive()?;
+            if !manual {
+                self.refresh_throttle();
+                return Ok(true);
+            }
+            let worked = self.step(Job::Flush)? || self.step(Job::Compact)?;
+            Ok(worked)
+        })
+    }
+
+    fn refresh_throttle(&self) {
+        let (l0_runs, compaction_bytes) = self.tree.debt();
+        let wal = self.commits.wal().durable().0.saturating_sub(self.uploader.uploaded().0);
+        self.throttle.refresh(Debt {
+            l0_runs,
+            frozen_memtables: self.commits.frozen_count(),
+            compaction_bytes,
+            unuploaded_bytes: self.store.unuploaded_bytes() + wal,
+            unuploaded_bytes_max: self.settings.unuploaded_bytes_max,
+        });
+    }
+
+    fn upload_wal(&self) -> Result<bool> {
+        let worked = self.uploader.step()?;
+        if self.uploader.slices() >= SLICES_MAX
+            && self.commits.frozen_count() == 0
+            && self.commits.freeze_active()?
+        {
+            self.workers.ring(Job::Flush);
+        }
+        Ok(worked)
+    }
+
+    fn flush(&self) -> Result<bool> {
+        let _one = self.flushing.lock();
+        let Some(table) = self.commits.oldest_frozen() else { return Ok(false) };
+        while !table.is_complete() {
+            self.check_alive()?;
+            self.clock.sleep(Duration::from_millis(1));
+        }
+        let end = table.end().expect("a frozen memtable has an end");
+        let wal = self.commits.wal();
+        if end.position > wal.start() {
+            wal.sync_to(end.position)?;
+        }
+        let snapshots = self.snapshots.live(self.visible_counter());
+        let dropped = self.tree.dropped();
+        let ssts = self.rewrite(&snapshots, &dropped, |context| run::flush(&table.memtable, context))?;
+        self.counters.flushes.fetch_add(1, Ordering::Relaxed);
+        self.counters.flushed_bytes.fetch_add(ssts.iter().map(|sst| sst.bytes).sum(), Ordering::Relaxed);
+        let slice = self.uploader.slice_at(end.position);
+        let flushed = Flushed { position: end.position, seqno: end.seqno, slice };
+        self.tree.install_flush(&self.commits, &table, ssts, flushed, end.next_tree)?;
+        self.workers.ring(Job::Publish);
+        self.workers.ring(Job::Compact);
+        Ok(true)
+    }
+
+    fn publish(&self) -> Result<bool> {
+        let mut manifest = self.manifest.lock();
+        match self.tree.next_to_send() {
+            None => return Ok(false),
+            Some(Sending::Upload(id)) => {
+                self.store.upload(id)?;
+                self.tree.uploaded(id);
+            }
+            Some(Sending::Publish(edit)) => {
+                manifest.publish(&edit)?;
+                self.tree.published();
+                self.counters.published.fetch_add(1, Ordering::Relaxed);
+                if edit.flushed.is_some() {
+                    self.uploader.trim(manifest.manifest())?;
+                }
+                manifest.clean_step()?;
+            }
+        }
+        Ok(true)
+    }
+
+    fn compact(&self) -> Result<bool> {
+        let threads = self.settings.background == Background::Threads;
+        let parts = if threads { SUBCOMPACTIONS } else { 1 };
+        let snapshots = self.snapshots.live(self.visible_counter());
+        let oldest = *snapshots.first().expect("the newest visible seqno is always there");
+        let (plan, version) = match self.tree.begin_compaction(&self.commits, oldest)? {
+            None => return Ok(false),
+            Some(Begun::Done) => {
+                self.workers.ring(Job::Publish);
+                return Ok(true);
+            }
+            Some(Begun::Merge(plan, version)) => (plan, version),
+        };
+        let dropped = self.tree.dropped();
+        let result =
+            self.rewrite(&snapshots, &dropped, |context| run::merge(&plan, &version, parts, context));
+        let (added, result) = match result {
+            Ok(ssts) => {
+                (Some(ssts.into_iter().map(|sst| (plan.to as u8, sst)).collect::<Vec<_>>()), Ok(true))
+            }
+            Err(error) => (None, Err(error)),
+        };
+        if let Some(added) = &added {
+            self.counters.compactions.fetch_add(1, Ordering::Relaxed);
+            self.counters.compacted_bytes_read.fetch_add(plan.bytes(), Ordering::Relaxed);
+            let written = added.iter().map(|(_, sst)| sst.bytes).sum();
+            self.counters.compacted_bytes_written.fetch_add(written, Ordering::Relaxed);
+        }
+        self.tree.end_merge(&self.commits, &plan, added)?;
+        self.workers.ring(Job::Publish);
+        result
+    }
+
+    fn rewrite<R>(
+        &self,
+        snapshots: &[Seqno],
+        dropped: &BTreeSet<TreeId>,
+        rewrite: impl FnOnce(&Context<'_>) -> Result<R>,
+    ) -> Result<R> {
+        rewrite(&Context {
+            store: &self.store,
+            snapshots,
+            dropped,
+            shape: &self.settings.shape,
+            next_id: &|| self.tree.next_sst(),
+            goes_on: &|| !self.workers.stopped() && self.check_alive().is_ok(),
+        })
+    }
+
+    fn collect_garbage(&self) -> Result<bool> {
+        let manifest = self.manifest.lock();
+        let published = &manifest.manifest().version;
+        let mut dead = self.tree.dead(published);
+        let sweeping = !self.swept.load(Ordering::Relaxed);
+        if sweeping {
+            let listing = self.bucket.list(&self.names.ssts())?;
+            dead.extend(gc::orphans(&listing, &self.tree.held(published), self.fence.epoch()));
+        }
+        gc::delete(&*self.bucket, &self.names, &dead, || self.fence.check())?;
+        self.swept.store(true, Ordering::Relaxed);
+        dead.iter().for_each(|id| self.store.forget(*id));
+        self.tree.forget(&dead);
+        self.counters.ssts_deleted.fetch_add(dead.len() as u64, Ordering::Relaxed);
+        Ok(!dead.is_empty())
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.workers.stop();
     }
 }

@@ -2,9 +2,11 @@
 //!
 //! Never here: SQL, MariaDB, Raft.
 
+mod background;
 mod cache;
 mod claim;
 mod clock;
+mod commit;
 mod compaction;
 mod cursor;
 mod disk;
@@ -16,15 +18,18 @@ mod locks;
 mod manifest;
 mod memtable;
 mod merge;
-mod naive;
 mod recovery;
+mod snapshots;
 mod source;
 mod sst;
 mod status;
 mod store;
+mod throttle;
+mod tree;
 mod txn;
 mod types;
 mod version;
+mod view;
 mod wal;
 mod writeset;
 

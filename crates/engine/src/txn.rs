@@ -5,13 +5,15 @@
 //! * A lock is held until the end of the transaction, whatever is rolled back in between.
 //! * In REPEATABLE READ a row that changed after the snapshot can not be locked, so no update is lost.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::engine::Engine;
 use crate::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
 use crate::locks::{Granted, Held, Interrupt, LockMode, LockWait, Owner};
-use crate::{Error, Kind, Result, Seqno, TreeId, full_key};
+use crate::snapshots::SnapshotSlot;
+use crate::view::View;
+use crate::writeset::{WriteMark, WriteSet};
+use crate::{Error, Kind, OpKind, Result, Seqno, TreeId};
 
 /// Which snapshot a statement reads at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +35,11 @@ pub enum ReadAs {
 
 /// A place in the sequence of a transaction's writes, to go back to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mark(usize);
+pub struct Mark {
+    writes: WriteMark,
+    drops: usize,
+    round: u64,
+}
 
 /// A transaction. Driven by one thread at a time; dropping it rolls it back.
 pub struct Txn {
@@ -42,33 +48,29 @@ pub struct Txn {
     isolation: Isolation,
     detects_conflicts: bool,
     snapshot: Option<Seqno>,
+    slot: Arc<SnapshotSlot>,
     held: Vec<Held>,
     drops: Vec<TreeId>,
-    pub(crate) writes: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
-    undo: Vec<Undo>,
-    bytes: usize,
+    pub(crate) writes: WriteSet,
+    /// Counts commits and rollbacks.
+    round: u64,
     key: Vec<u8>,
-}
-
-enum Undo {
-    Write(Vec<u8>, Option<Option<Vec<u8>>>),
-    Drop,
 }
 
 impl Txn {
     pub(crate) fn new(engine: Arc<Engine>, owner: Arc<Owner>) -> Self {
         Self {
-            engine,
             owner,
             isolation: Isolation::RepeatableRead,
             detects_conflicts: true,
             snapshot: None,
+            slot: engine.snapshots.register(),
             held: Vec::new(),
             drops: Vec::new(),
-            writes: BTreeMap::new(),
-            undo: Vec::new(),
-            bytes: 0,
+            writes: WriteSet::new(),
+            round: 0,
             key: Vec::new(),
+            engine,
         }
     }
 
@@ -94,13 +96,13 @@ impl Txn {
 
     /// Takes the snapshot now instead of with the first snapshot read.
     pub fn snapshot_now(&mut self) {
-        self.snapshot = Some(self.engine.visible());
+        self.snapshot = Some(self.slot.take(self.engine.visible_counter()));
     }
 
     /// A statement starts: in READ COMMITTED the next snapshot read takes a fresh snapshot.
     pub fn statement_begin(&mut self) {
         if self.isolation == Isolation::ReadCommitted {
-            self.snapshot = None;
+            self.forget_snapshot();
         }
     }
 
@@ -112,15 +114,26 @@ impl Txn {
         read: ReadAs,
         f: impl FnOnce(&[u8]) -> R,
     ) -> Result<Option<R>> {
-        let at = self.read_at(read);
+        let snapshot = match read {
+            // An own write found below is a snapshot read too.
+            ReadAs::Snapshot => Some(self.snapshot()),
+            ReadAs::Newest => None,
+        };
         self.set_key(tree, key);
-        if let Some(own) = self.writes.get(&self.key) {
-            return Ok(own.as_deref().map(f));
+        if let Some((kind, value)) = self.writes.get(&self.key) {
+            return Ok((kind == OpKind::Put).then(|| f(value)));
         }
         if self.drops.contains(&tree) {
             return Ok(None);
         }
-        Ok(self.engine.naive.get(&self.key, at, f))
+        let (view, at) = match snapshot {
+            Some(at) => (self.engine.view(), at),
+            None => self.engine.newest(),
+        };
+        if !view.dropped.is_empty() && view.dropped.contains(&tree) {
+            return Ok(None);
+        }
+        view.get(&self.engine.store, &self.key, at, f)
     }
 
     /// Locks a key, whether it exists or not. Waits as [`LockWait`] says.
@@ -129,11 +142,17 @@ impl Txn {
     /// [`Kind::Deadlock`]: this transaction must roll back so that others can go on.
     pub fn lock(&mut self, tree: TreeId, key: &[u8], mode: LockMode, wait: &LockWait<'_>) -> Result<Granted> {
         self.set_key(tree, key);
-        let weight = self.bytes as u64;
+        let weight = self.writes.bytes() as u64;
         let granted =
             self.engine.locks.acquire(&self.owner, &self.key, mode, weight, wait, &mut self.held)?;
-        if granted == Granted::New && self.changed_since_snapshot() {
+        if granted == Granted::Held {
+            return Ok(granted);
+        }
+        let changed = self.changed_since_snapshot();
+        if !matches!(changed, Ok(false)) {
             self.engine.locks.release(&self.owner, &self.key, &mut self.held);
+        }
+        if changed? {
             return Err(Error::new(
                 Kind::Conflict,
                 format!("a row of tree {} changed after the transaction's snapshot", tree.0),
@@ -169,24 +188,21 @@ impl Txn {
     /// use the id afterwards.
     pub fn drop_tree(&mut self, tree: TreeId) {
         self.drops.push(tree);
-        self.undo.push(Undo::Drop);
     }
 
     /// Here in the sequence of writes.
     pub fn mark(&self) -> Mark {
-        Mark(self.undo.len())
+        Mark { writes: self.writes.mark(), drops: self.drops.len(), round: self.round }
     }
 
     /// Takes back every write made since `mark` (`drop_tree` too). Locks stay.
+    ///
+    /// # Panics
+    /// If `mark` is of another transaction, or of writes that were rolled back already.
     pub fn rollback_to(&mut self, mark: Mark) {
-        assert!(mark.0 <= self.undo.len(), "a mark of writes that were rolled back already");
-        for undo in self.undo.drain(mark.0..).rev() {
-            match undo {
-                Undo::Drop => drop(self.drops.pop()),
-                Undo::Write(key, Some(before)) => drop(self.writes.insert(key, before)),
-                Undo::Write(key, None) => drop(self.writes.remove(&key)),
-            }
-        }
+        assert_eq!(mark.round, self.round, "a mark of a transaction that has ended");
+        self.writes.rollback_to(mark.writes);
+        self.drops.truncate(mark.drops);
     }
 
     /// Whether a commit would change anything.
@@ -198,7 +214,11 @@ impl Txn {
     /// transaction is empty and can be used again. On an error nothing is visible, and the transaction is rolled
     /// back; after [`Kind::Failed`] or [`Kind::Fenced`] what a restart finds may include it.
     pub fn commit(&mut self) -> Result<Seqno> {
-        let result = if self.has_writes() { self.engine.commit(self) } else { Ok(self.engine.visible()) };
+        let result = if self.has_writes() {
+            self.engine.commit(&self.writes, &self.drops)
+        } else {
+            Ok(self.engine.visible())
+        };
         self.rollback();
         result
     }
@@ -206,10 +226,9 @@ impl Txn {
     /// Forgets all writes, gives back all locks and the snapshot. The transaction can be used again.
     pub fn rollback(&mut self) {
         self.writes.clear();
-        self.undo.clear();
         self.drops.clear();
-        self.bytes = 0;
-        self.snapshot = None;
+        self.round += 1;
+        self.forget_snapshot();
         self.engine.locks.release_all(&self.owner, &mut self.held);
     }
 
@@ -218,10 +237,18 @@ impl Txn {
         self.owner.interrupt_handle()
     }
 
-    pub(crate) fn read_at(&mut self, read: ReadAs) -> Seqno {
+    /// What a cursor reads, and as of when.
+    pub(crate) fn view_at(&mut self, read: ReadAs) -> (Arc<View>, Seqno) {
         match read {
-            ReadAs::Newest => self.engine.visible(),
-            ReadAs::Snapshot => *self.snapshot.get_or_insert_with(|| self.engine.visible()),
+            // The snapshot first: a view loaded before it may lack the newest memtable.
+            ReadAs::Snapshot => {
+                let at = self.snapshot();
+                (Arc::clone(&self.engine.view()), at)
+            }
+            ReadAs::Newest => {
+                let (view, at) = self.engine.newest();
+                (Arc::clone(&view), at)
+            }
         }
     }
 
@@ -229,10 +256,28 @@ impl Txn {
         &self.drops
     }
 
-    fn changed_since_snapshot(&self) -> bool {
+    pub(crate) fn round(&self) -> u64 {
+        self.round
+    }
+
+    fn snapshot(&mut self) -> Seqno {
+        *self.snapshot.get_or_insert_with(|| self.slot.take(self.engine.visible_counter()))
+    }
+
+    fn forget_snapshot(&mut self) {
+        if self.snapshot.take().is_some() {
+            self.slot.let_go();
+        }
+    }
+
+    fn changed_since_snapshot(&self) -> Result<bool> {
         let checked = self.detects_conflicts && self.isolation == Isolation::RepeatableRead;
-        let Some(snapshot) = self.snapshot.filter(|_| checked) else { return false };
-        self.engine.naive.newest(&self.key) > Some(snapshot)
+        match self.snapshot.filter(|_| checked) {
+            Some(snapshot) if snapshot != self.engine.visible() => {
+                self.engine.view().changed_since(&self.engine.store, &self.key, snapshot)
+            }
+            _ => Ok(false),
+        }
     }
 
     fn write(&mut self, tree: TreeId, key: &[u8], value: Option<&[u8]>) -> Result<()> {
@@ -242,7 +287,7 @@ impl Txn {
                 format!("a key of {} bytes; at most {KEY_BYTES_MAX} fit", key.len()),
             ));
         }
-        let bytes = self.bytes + key.len() + value.map_or(0, <[u8]>::len);
+        let bytes = self.writes.bytes() + key.len() + value.map_or(0, <[u8]>::len);
         let limit = self.engine.settings.transaction_bytes_max;
         if bytes > limit {
             return Err(Error::new(
@@ -250,10 +295,11 @@ impl Txn {
                 format!("a transaction may write {limit} bytes; split it"),
             ));
         }
-        self.bytes = bytes;
-        let key = full_key(tree, key);
-        let before = self.writes.insert(key.clone(), value.map(<[u8]>::to_vec));
-        self.undo.push(Undo::Write(key, before));
+        self.set_key(tree, key);
+        match value {
+            Some(value) => self.writes.put(&self.key, value),
+            None => self.writes.delete(&self.key),
+        }
         Ok(())
     }
 
@@ -267,5 +313,6 @@ impl Txn {
 impl Drop for Txn {
     fn drop(&mut self) {
         self.rollback();
+        self.engine.snapshots.unregister(&self.slot);
     }
 }

@@ -1,0 +1,166 @@
+//! The engine's own threads: each does one kind of step when its bell rings, and now and then unasked.
+//!
+//! * A thread keeps no engine alive: it looks each time whether there still is one.
+//! * A step that fails is reported here, once, and tried again after a pause that grows. After a fatal error the threads end.
+
+use std::sync::{Arc, Weak};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::engine::{Engine, Job};
+use crate::{Error, Kind, Result};
+
+/// The threads of one engine, or none.
+pub(crate) struct Workers {
+    bells: Vec<(Job, Arc<Bell>)>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// What a thread waits on.
+#[derive(Default)]
+struct Bell {
+    state: Mutex<BellState>,
+    rung: Condvar,
+}
+
+#[derive(Default)]
+struct BellState {
+    rung: bool,
+    stopped: bool,
+}
+
+/// Threads that merge; each takes what the others leave.
+const COMPACTION_THREADS: usize = 2;
+/// What is looked at unasked, in case readers have let go of something.
+const IDLE: Duration = Duration::from_secs(10);
+const RETRY_MIN: Duration = Duration::from_millis(500);
+const RETRY_MAX: Duration = Duration::from_secs(15);
+
+impl Workers {
+    pub(crate) fn new() -> Self {
+        let jobs = [Job::UploadWal, Job::Flush, Job::Publish].into_iter();
+        let jobs = jobs.chain(std::iter::repeat_n(Job::Compact, COMPACTION_THREADS));
+        Self { bells: jobs.map(|job| (job, Arc::default())).collect(), threads: Mutex::default() }
+    }
+
+    pub(crate) fn start(&self, engine: &Arc<Engine>) -> Result<()> {
+        for (job, bell) in &self.bells {
+            let (job, bell, engine) = (*job, Arc::clone(bell), Arc::downgrade(engine));
+            let thread = std::thread::Builder::new()
+                .name(format!("cistern-{}", name(job)))
+                .spawn(move || work(job, &bell, &engine))
+                .map_err(|error| Error::new(Kind::Unavailable, "a background thread").with_cause(error))?;
+            self.threads.lock().push(thread);
+        }
+        // What recovery left: memtables to flush, levels to merge, garbage to collect.
+        self.ring_all();
+        Ok(())
+    }
+
+    /// There is work of this kind.
+    pub(crate) fn ring(&self, job: Job) {
+        self.bells.iter().filter(|(of, _)| *of == job).for_each(|(_, bell)| bell.ring(false));
+    }
+
+    pub(crate) fn ring_all(&self) {
+        self.bells.iter().for_each(|(_, bell)| bell.ring(false));
+    }
+
+    /// Whether `stop` was called.
+    pub(crate) fn stopped(&self) -> bool {
+        self.bells.iter().any(|(_, bell)| bell.stopped())
+    }
+
+    /// Returns when all threads have ended; a step under way is finished first.
+    pub(crate) fn stop(&self) {
+        self.bells.iter().for_each(|(_, bell)| bell.ring(true));
+        for thread in self.threads.lock().drain(..) {
+            // One of them may be the last to hold the engine, and be here itself.
+            if thread.thread().id() != std::thread::current().id() && thread.join().is_err() {
+                tracing::error!("a background thread had panicked");
+            }
+        }
+    }
+}
+
+impl Bell {
+    fn ring(&self, stop: bool) {
+        let mut state = self.state.lock();
+        state.rung = true;
+        state.stopped |= stop;
+        self.rung.notify_all();
+    }
+
+    /// Returns when it rings or after `pause`. `false`: the thread is to end.
+    fn wait(&self, pause: Duration) -> bool {
+        let mut state = self.state.lock();
+        if !state.rung {
+            self.rung.wait_for(&mut state, pause);
+        }
+        state.rung = false;
+        !state.stopped
+    }
+
+    /// Returns after `pause`, or earlier with `false`: the thread is to end.
+    fn pause(&self, pause: Duration) -> bool {
+        let mut state = self.state.lock();
+        if !state.stopped {
+            self.rung.wait_for(&mut state, pause);
+        }
+        !state.stopped
+    }
+
+    fn stopped(&self) -> bool {
+        self.state.lock().stopped
+    }
+}
+
+fn name(job: Job) -> &'static str {
+    match job {
+        Job::UploadWal => "wal",
+        Job::Freeze | Job::Flush => "flush",
+        Job::Publish | Job::CollectGarbage => "publish",
+        Job::Compact => "compact",
+    }
+}
+
+fn work(job: Job, bell: &Bell, engine: &Weak<Engine>) {
+    let mut failures = 0;
+    loop {
+        let Some(live) = engine.upgrade() else { return };
+        let wal_interval = live.settings.wal_upload_interval;
+        let done = work_off(job, bell, &live);
+        let dead = live.check_alive().is_err();
+        drop(live);
+        let go_on = match done {
+            Ok(()) => {
+                failures = 0;
+                // The wal is not rung for: its time is its bell.
+                if job == Job::UploadWal { bell.pause(wal_interval) } else { bell.wait(IDLE) }
+            }
+            Err(error) => {
+                if dead {
+                    return;
+                }
+                let retry = (RETRY_MIN * 2_u32.pow(failures)).min(RETRY_MAX);
+                failures = (failures + 1).min(10);
+                tracing::warn!(step = name(job), %error, ?retry, "a background step failed; it will be tried again");
+                bell.pause(retry)
+            }
+        };
+        if !go_on || dead {
+            return;
+        }
+    }
+}
+
+/// Steps until there is nothing left to do.
+fn work_off(job: Job, bell: &Bell, engine: &Engine) -> Result<()> {
+    while !bell.stopped() && engine.step(job)? {}
+    if job == Job::Publish {
+        while !bell.stopped() && engine.step(Job::CollectGarbage)? {}
+    }
+    Ok(())
+}

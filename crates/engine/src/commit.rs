@@ -1,0 +1,375 @@
+//! How a transaction becomes durable and visible: a place in the wal, the memtable, one sync for a group, and then the
+//! seqno that readers go by.
+//!
+//! * Seqnos and places in the wal are given out in the same order, under `turn`. The rest of a commit is parallel.
+//! * A record is handed to the wal after its writes are in the memtable. So when the wal is durable up to a record's
+//!   end, that record and all before it are readable, and `visible` may move there in one step.
+//! * A memtable is frozen between two places: it holds exactly the records before its end. It is read by a flush when
+//!   its last writer is done and its end is durable.
+//! * A commit that fails after it got its place fails the engine: nobody knows what a restart will find.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use arc_swap::{ArcSwap, Guard};
+use parking_lot::{Mutex, MutexGuard};
+
+use crate::memtable::Memtable;
+use crate::version::Version;
+use crate::view::View;
+use crate::wal::{Op, Record, Wal};
+use crate::writeset::WriteSet;
+use crate::{Error, Kind, OpKind, Result, Seqno, TreeId, WalPosition, full_key};
+
+/// The engine's own tree.
+const OWN_TREE: TreeId = TreeId(0);
+/// Its one key: the next tree id to give out.
+const NEXT_TREE: &[u8] = b"next-tree";
+
+/// A memtable with what its flush must know.
+pub(crate) struct Table {
+    pub(crate) memtable: Arc<Memtable>,
+    /// Commits that have a place before the end and are not in the memtable yet.
+    writers: AtomicUsize,
+    drops: Mutex<Vec<(TreeId, Seqno)>>,
+    /// Set when it is frozen.
+    end: Mutex<Option<TableEnd>>,
+}
+
+/// What a frozen memtable holds of the wal: everything from the end of the one before up to here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TableEnd {
+    pub(crate) position: WalPosition,
+    pub(crate) seqno: Seqno,
+    pub(crate) next_tree: TreeId,
+}
+
+/// What is done one commit at a time.
+struct Turn {
+    last_seqno: Seqno,
+    /// Tree ids below this one are in the wal as given out.
+    recorded_tree: TreeId,
+    active: Arc<Table>,
+    /// Oldest first.
+    frozen: VecDeque<Arc<Table>>,
+    closed: Option<(Kind, String)>,
+}
+
+/// The newest data, and the way into it.
+pub(crate) struct Commits {
+    wal: Arc<Wal>,
+    turn: Mutex<Turn>,
+    visible: AtomicU64,
+    view: ArcSwap<View>,
+}
+
+/// What a commit did.
+pub(crate) struct Committed {
+    pub(crate) seqno: Seqno,
+    /// The memtable was full, and another one takes writes now.
+    pub(crate) froze: bool,
+}
+
+impl Table {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            memtable: Memtable::new(),
+            writers: AtomicUsize::new(0),
+            drops: Mutex::default(),
+            end: Mutex::default(),
+        })
+    }
+
+    /// Whether every commit before its end is in it.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.writers.load(Ordering::Acquire) == 0
+    }
+
+    pub(crate) fn end(&self) -> Option<TableEnd> {
+        *self.end.lock()
+    }
+
+    pub(crate) fn drops(&self) -> Vec<(TreeId, Seqno)> {
+        self.drops.lock().clone()
+    }
+
+    fn drop_tree(&self, tree: TreeId, seqno: Seqno) {
+        self.memtable.drop_tree(tree, seqno);
+        self.drops.lock().push((tree, seqno));
+    }
+}
+
+/// What recovery replays into.
+pub(crate) struct Replay {
+    memtable_bytes: usize,
+    tables: VecDeque<Arc<Table>>,
+    last: Seqno,
+    next_tree: TreeId,
+}
+
+impl Replay {
+    pub(crate) fn new(memtable_bytes: usize) -> Self {
+        Self { memtable_bytes, tables: VecDeque::from([Table::new()]), last: Seqno(0), next_tree: TreeId(0) }
+    }
+
+    /// Applies one record; they come in order.
+    pub(crate) fn apply(&mut self, record: &Record<'_>) -> Result<()> {
+        let table = self.tables.back().expect("there is always one");
+        for op in record.ops() {
+            match op? {
+                Op::Put(key, value) => {
+                    self.next_tree = self.next_tree.max(named_tree(key, value));
+                    table.memtable.insert(key, record.seqno, OpKind::Put, value);
+                }
+                Op::Delete(key) => table.memtable.insert(key, record.seqno, OpKind::Delete, &[]),
+                Op::DropTree(tree) => table.drop_tree(tree, record.seqno),
+            }
+        }
+        self.last = self.last.max(record.seqno);
+        if table.memtable.bytes() >= self.memtable_bytes {
+            let end = TableEnd { position: record.end, seqno: record.seqno, next_tree: self.next_tree };
+            *table.end.lock() = Some(end);
+            self.tables.push_back(Table::new());
+        }
+        Ok(())
+    }
+}
+
+impl Commits {
+    /// Goes on where `replay` ended. `flushed` is what the version holds.
+    pub(crate) fn new(
+        wal: Arc<Wal>,
+        mut replay: Replay,
+        version: Arc<Version>,
+        dropped: BTreeSet<TreeId>,
+        flushed: Seqno,
+        next_tree: TreeId,
+    ) -> Self {
+        let active = replay.tables.pop_back().expect("there is always one");
+        let last_seqno = replay.last.max(flushed);
+        let turn = Turn {
+            last_seqno,
+            recorded_tree: replay.next_tree.max(next_tree),
+            active,
+            frozen: replay.tables,
+            closed: None,
+        };
+        let view = View {
+            active: Arc::clone(&turn.active.memtable),
+            frozen: turn.frozen.iter().rev().map(|table| Arc::clone(&table.memtable)).collect(),
+            version,
+            dropped: Arc::new(&dropped | &turn.drops()),
+        };
+        Self {
+            wal,
+            turn: Mutex::new(turn),
+            visible: AtomicU64::new(last_seqno.0),
+            view: ArcSwap::from_pointee(view),
+        }
+    }
+
+    /// Tree ids from here on were never recorded as given out.
+    pub(crate) fn recorded_tree(&self) -> TreeId {
+        self.turn.lock().recorded_tree
+    }
+
+    pub(crate) fn wal(&self) -> &Wal {
+        &self.wal
+    }
+
+    pub(crate) fn visible(&self) -> Seqno {
+        Seqno(self.visible.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn visible_counter(&self) -> &AtomicU64 {
+        &self.visible
+    }
+
+    /// What is there now. A snapshot that is registered before this call can be read from it.
+    #[inline]
+    pub(crate) fn view(&self) -> Guard<Arc<View>> {
+        self.view.load()
+    }
+
+    /// What is there now, and the newest visible seqno that is whole in it. For a snapshot that nobody registered.
+    #[inline]
+    pub(crate) fn newest(&self) -> (Guard<Arc<View>>, Seqno) {
+        loop {
+            let view = self.view.load();
+            let at = self.visible();
+            // Had the view changed before `at` was read, a memtable could be missing in it; had it changed afterwards
+            // and been loaded afterwards, the version visible at `at` could have been compacted away.
+            if Arc::ptr_eq(&view, &self.view.load()) {
+                return (view, at);
+            }
+        }
+    }
+
+    /// Returns when `writes` are durable and visible. Trees of `drops` are gone from then on. `next_tree`: all tree ids
+    /// below it have been given out.
+    pub(crate) fn commit(
+        &self,
+        writes: &WriteSet,
+        drops: &[TreeId],
+        next_tree: TreeId,
+        memtable_bytes: usize,
+    ) -> Result<Committed> {
+        let payload_bytes =
+            writes.in_order().map(|(key, kind, value)| op(key, kind, value).encoded_len()).sum::<usize>()
+                + drops.iter().map(|tree| Op::DropTree(*tree).encoded_len()).sum::<usize>();
+        let mut turn = self.open_turn()?;
+        let froze = turn.active.memtable.bytes() >= memtable_bytes;
+        if froze {
+            self.freeze(&mut turn);
+        }
+        let named = next_tree.0.to_be_bytes();
+        let own_key = full_key(OWN_TREE, NEXT_TREE);
+        let own = Op::Put(&own_key, &named);
+        let records_tree = next_tree > turn.recorded_tree;
+        let seqno = Seqno(turn.last_seqno.0 + 1);
+        let own_bytes = if records_tree { own.encoded_len() } else { 0 };
+        let mut slot = self.wal.reserve(payload_bytes + own_bytes, seqno)?;
+        turn.last_seqno = seqno;
+        turn.recorded_tree = turn.recorded_tree.max(next_tree);
+        let table = Arc::clone(&turn.active);
+        table.writers.fetch_add(1, Ordering::Relaxed);
+        drop(turn);
+
+        let unfinished = Unfinished { commits: self };
+        for (key, kind, value) in writes.in_order() {
+            slot.write(op(key, kind, value));
+            table.memtable.insert(key, seqno, kind, value);
+        }
+        if records_tree {
+            slot.write(own);
+            table.memtable.insert(&own_key, seqno, OpKind::Put, &named);
+        }
+        for tree in drops {
+            slot.write(Op::DropTree(*tree));
+        }
+        let end = slot.finish();
+        if drops.is_empty() {
+            table.writers.fetch_sub(1, Ordering::Release);
+        }
+        self.wal.sync_to(end)?;
+        if !drops.is_empty() {
+            // Only now: before, a reader could miss a tree whose drop never happens.
+            drops.iter().for_each(|tree| table.drop_tree(*tree, seqno));
+            self.change_view(|view| {
+                view.dropped = Arc::new(&*view.dropped | &drops.iter().copied().collect())
+            });
+            table.writers.fetch_sub(1, Ordering::Release);
+        }
+        self.visible.fetch_max(seqno.0, Ordering::SeqCst);
+        std::mem::forget(unfinished);
+        Ok(Committed { seqno, froze })
+    }
+
+    /// No commit gets a place from now on; they fail with `kind`.
+    pub(crate) fn close(&self, kind: Kind, message: &str) {
+        self.turn.lock().closed.get_or_insert_with(|| (kind, message.to_owned()));
+    }
+
+    /// Freezes the memtable that takes writes. `false`: there is nothing in it.
+    pub(crate) fn freeze_active(&self) -> Result<bool> {
+        let mut turn = self.open_turn()?;
+        if turn.active.memtable.is_empty() && turn.active.drops.lock().is_empty() {
+            return Ok(false);
+        }
+        self.freeze(&mut turn);
+        Ok(true)
+    }
+
+    pub(crate) fn oldest_frozen(&self) -> Option<Arc<Table>> {
+        self.turn.lock().frozen.front().cloned()
+    }
+
+    pub(crate) fn frozen_count(&self) -> usize {
+        self.turn.lock().frozen.len()
+    }
+
+    /// Readers see `version` from now on, in which `flushed`, the oldest frozen memtable, is found instead. `dropped`:
+    /// the trees whose drop is flushed.
+    pub(crate) fn install(
+        &self,
+        version: Arc<Version>,
+        dropped: BTreeSet<TreeId>,
+        flushed: Option<&Arc<Table>>,
+    ) {
+        let mut turn = self.turn.lock();
+        if let Some(flushed) = flushed {
+            let oldest = turn.frozen.pop_front().expect("a flushed memtable is still there");
+            assert!(Arc::ptr_eq(&oldest, flushed), "memtables are flushed in order");
+        }
+        let mut view = View::clone(&self.view.load());
+        view.frozen = turn.frozen.iter().rev().map(|table| Arc::clone(&table.memtable)).collect();
+        view.dropped = Arc::new(&dropped | &turn.drops());
+        view.version = version;
+        self.view.store(Arc::new(view));
+    }
+
+    fn open_turn(&self) -> Result<MutexGuard<'_, Turn>> {
+        let turn = self.turn.lock();
+        match &turn.closed {
+            None => Ok(turn),
+            Some((kind, message)) => Err(Error::new(*kind, message.clone())),
+        }
+    }
+
+    fn freeze(&self, turn: &mut Turn) {
+        let end =
+            TableEnd { position: self.wal.end(), seqno: turn.last_seqno, next_tree: turn.recorded_tree };
+        *turn.active.end.lock() = Some(end);
+        let full = std::mem::replace(&mut turn.active, Table::new());
+        turn.frozen.push_back(full);
+        let mut view = View::clone(&self.view.load());
+        view.active = Arc::clone(&turn.active.memtable);
+        view.frozen = turn.frozen.iter().rev().map(|table| Arc::clone(&table.memtable)).collect();
+        self.view.store(Arc::new(view));
+    }
+
+    fn change_view(&self, change: impl FnOnce(&mut View)) {
+        let _turn = self.turn.lock();
+        let mut view = View::clone(&self.view.load());
+        change(&mut view);
+        self.view.store(Arc::new(view));
+    }
+}
+
+impl Turn {
+    /// Trees whose drop is in a memtable.
+    fn drops(&self) -> BTreeSet<TreeId> {
+        let tables = self.frozen.iter().chain([&self.active]);
+        tables.flat_map(|table| table.drops()).map(|(tree, _)| tree).collect()
+    }
+}
+
+/// Dropped when a commit fails or panics between its place in the wal and the end.
+struct Unfinished<'a> {
+    commits: &'a Commits,
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        let message = "a commit failed half-way; nothing is acknowledged until the process starts anew";
+        self.commits.close(Kind::Failed, message);
+    }
+}
+
+fn op<'a>(key: &'a [u8], kind: OpKind, value: &'a [u8]) -> Op<'a> {
+    match kind {
+        OpKind::Put => Op::Put(key, value),
+        OpKind::Delete => Op::Delete(key),
+    }
+}
+
+/// The next tree id that the put says, or the one after the tree that it writes to.
+fn named_tree(key: &[u8], value: &[u8]) -> TreeId {
+    let (tree, key) = key.split_at(4);
+    let tree = u32::from_be_bytes(tree.try_into().expect("split at four"));
+    match <[u8; 4]>::try_from(value) {
+        Ok(value) if tree == OWN_TREE.0 && key == NEXT_TREE => TreeId(u32::from_be_bytes(value)),
+        _ => TreeId(tree.saturating_add(1)),
+    }
+}

@@ -1,0 +1,236 @@
+//! The tree of runs as it changes: flushes and compactions put their results in, readers see them at once, and the
+//! bucket gets the same changes as edits, in the same order, when it answers.
+//!
+//! * What is published is always a state that memory had, perhaps a while ago. Until an edit is published nothing that it removes
+//!   is deleted, and the wal that it makes superfluous stays.
+//! * An edit is published after every sst that it adds is in the bucket.
+//! * The first edit in the queue never changes: it may have been sent.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::commit::{Commits, Table};
+use crate::compaction::pick::{CompactionPlan, MergePlan, TreeView, debt_bytes, forgettable, pick};
+use crate::gc::Graveyard;
+use crate::limits::Shape;
+use crate::manifest::{Edit, Flushed, Manifest};
+use crate::version::{SstMeta, Version};
+use crate::{Epoch, Error, Kind, Result, Seqno, SstId, TreeId};
+
+/// The newest tree and what is under way.
+pub(crate) struct Tree {
+    state: Mutex<State>,
+    shape: Shape,
+    epoch: Epoch,
+}
+
+struct State {
+    version: Arc<Version>,
+    /// Trees whose drop is flushed and of which ssts may still hold something.
+    dropped: BTreeMap<TreeId, Seqno>,
+    /// Edits that are not published yet.
+    queue: VecDeque<Edit>,
+    /// How many ssts of the first edit are in the bucket.
+    uploaded: usize,
+    running: Vec<Arc<MergePlan>>,
+    graveyard: Graveyard,
+    next_sst: u64,
+}
+
+/// The next thing to send to the bucket.
+pub(crate) enum Sending {
+    /// An sst of the first edit.
+    Upload(SstId),
+    /// The first edit, whose ssts are all there.
+    Publish(Edit),
+}
+
+/// A compaction that was begun.
+pub(crate) enum Begun {
+    /// It was done on the spot: nothing had to be read.
+    Done,
+    /// To be run on this version, and then ended with [`Tree::end_merge`].
+    Merge(Arc<MergePlan>, Arc<Version>),
+}
+
+impl Tree {
+    pub(crate) fn new(manifest: &Manifest, shape: Shape, epoch: Epoch) -> Self {
+        let version = Arc::new(manifest.version.clone());
+        let mut graveyard = Graveyard::default();
+        graveyard.watch(&version);
+        let state = State {
+            version,
+            dropped: manifest.dropped.clone(),
+            queue: VecDeque::new(),
+            uploaded: 0,
+            running: Vec::new(),
+            graveyard,
+            next_sst: 1,
+        };
+        Self { state: Mutex::new(state), shape, epoch }
+    }
+
+    pub(crate) fn version(&self) -> Arc<Version> {
+        Arc::clone(&self.state.lock().version)
+    }
+
+    /// A name that no sst has had.
+    pub(crate) fn next_sst(&self) -> SstId {
+        let mut state = self.state.lock();
+        let counter = state.next_sst;
+        state.next_sst += 1;
+        SstId { epoch: self.epoch, counter }
+    }
+
+    /// Puts in what `table`, the oldest frozen memtable, was written to. Readers find it there from now on.
+    pub(crate) fn install_flush(
+        &self,
+        commits: &Commits,
+        table: &Arc<Table>,
+        ssts: Vec<Arc<SstMeta>>,
+        flushed: Flushed,
+        next_tree: TreeId,
+    ) -> Result<()> {
+        let edit = Edit {
+            added: ssts.into_iter().map(|sst| (0, sst)).collect(),
+            dropped: table.drops(),
+            flushed: Some(flushed),
+            next_tree: Some(next_tree),
+            ..Edit::default()
+        };
+        self.install(&mut self.state.lock(), commits, edit, Some(table))
+    }
+
+    /// Begins the most urgent compaction, if there is one. `oldest_snapshot` is read at or was let go.
+    pub(crate) fn begin_compaction(
+        &self,
+        commits: &Commits,
+        oldest_snapshot: Seqno,
+    ) -> Result<Option<Begun>> {
+        let mut state = self.state.lock();
+        let dropped: BTreeSet<TreeId> = state.dropped.keys().copied().collect();
+        let view = TreeView {
+            version: &state.version,
+            running: &state.running,
+            dropped: &dropped,
+            oldest_snapshot,
+            shape: &self.shape,
+        };
+        let edit = match pick(&view) {
+            None => return Ok(None),
+            Some(CompactionPlan::Drop(removed)) => Edit { removed, ..Edit::default() },
+            Some(CompactionPlan::Move(moved)) => Edit {
+                removed: moved.iter().map(|(_, sst)| sst.id).collect(),
+                added: moved,
+                ..Edit::default()
+            },
+            Some(CompactionPlan::Merge(plan)) => {
+                state.running.push(Arc::clone(&plan));
+                return Ok(Some(Begun::Merge(plan, Arc::clone(&state.version))));
+            }
+        };
+        self.install(&mut state, commits, edit, None)?;
+        Ok(Some(Begun::Done))
+    }
+
+    /// Puts in the result of a merge, or gives it up if there is none.
+    pub(crate) fn end_merge(
+        &self,
+        commits: &Commits,
+        plan: &Arc<MergePlan>,
+        result: Option<Vec<(u8, Arc<SstMeta>)>>,
+    ) -> Result<()> {
+        let mut state = self.state.lock();
+        state.running.retain(|running| !Arc::ptr_eq(running, plan));
+        let Some(added) = result else { return Ok(()) };
+        let removed = plan.inputs().map(|sst| sst.id).collect();
+        self.install(&mut state, commits, Edit { added, removed, ..Edit::default() }, None)
+    }
+
+    /// What must be sent next.
+    pub(crate) fn next_to_send(&self) -> Option<Sending> {
+        let mut state = self.state.lock();
+        let State { queue, uploaded, .. } = &mut *state;
+        let edit = queue.front()?;
+        while let Some((_, sst)) = edit.added.get(*uploaded) {
+            // A moved sst is added and removed by the same edit; the one that added it first has sent it.
+            if !edit.removed.contains(&sst.id) {
+                return Some(Sending::Upload(sst.id));
+            }
+            *uploaded += 1;
+        }
+        Some(Sending::Publish(edit.clone()))
+    }
+
+    /// The sst that was to be sent next is in the bucket.
+    pub(crate) fn uploaded(&self, id: SstId) {
+        let mut state = self.state.lock();
+        let at = state.uploaded;
+        let sent = state.queue.front().and_then(|edit| edit.added.get(at));
+        assert_eq!(sent.map(|(_, sst)| sst.id), Some(id), "ssts are sent in the order of their edit");
+        state.uploaded += 1;
+    }
+
+    /// The first edit is published.
+    pub(crate) fn published(&self) {
+        let mut state = self.state.lock();
+        let edit = state.queue.pop_front().expect("the edit that was published");
+        state.uploaded = 0;
+        state.graveyard.bury(edit.removed);
+    }
+
+    /// Edits that wait for the bucket.
+    pub(crate) fn queued(&self) -> usize {
+        self.state.lock().queue.len()
+    }
+
+    /// Ssts that were removed from the published tree and that nobody reads any more.
+    pub(crate) fn dead(&self, published: &Version) -> Vec<SstId> {
+        self.state.lock().graveyard.dead(published)
+    }
+
+    /// Every sst that must stay.
+    pub(crate) fn held(&self, published: &Version) -> BTreeSet<SstId> {
+        self.state.lock().graveyard.held(published)
+    }
+
+    /// `ssts` are deleted.
+    pub(crate) fn forget(&self, ssts: &[SstId]) {
+        self.state.lock().graveyard.forget(ssts);
+    }
+
+    /// Trees whose drop is flushed and of which ssts may still hold something.
+    pub(crate) fn dropped(&self) -> BTreeSet<TreeId> {
+        self.state.lock().dropped.keys().copied().collect()
+    }
+
+    /// Runs in L0, and bytes by which the levels exceed their targets.
+    pub(crate) fn debt(&self) -> (usize, u64) {
+        let version = self.version();
+        (version.l0.len(), debt_bytes(&version, &self.shape))
+    }
+
+    fn install(
+        &self,
+        state: &mut State,
+        commits: &Commits,
+        mut edit: Edit,
+        flushed: Option<&Arc<Table>>,
+    ) -> Result<()> {
+        let applied = state.version.apply(&edit.added, &edit.removed);
+        let version = applied.map_err(|misfit| {
+            Error::new(Kind::Bug, format!("a change of the tree does not fit: {misfit}"))
+        })?;
+        let version = Arc::new(version);
+        state.dropped.extend(edit.dropped.iter().copied());
+        edit.gone = forgettable(&version, &state.dropped.keys().copied().collect());
+        edit.gone.iter().for_each(|tree| _ = state.dropped.remove(tree));
+        state.graveyard.watch(&version);
+        state.version = Arc::clone(&version);
+        state.queue.push_back(edit);
+        commits.install(version, state.dropped.keys().copied().collect(), flushed);
+        Ok(())
+    }
+}

@@ -1,0 +1,201 @@
+//! What a reader reads from: the memtables and the tree of runs at one moment. Immutable; a change makes a new one.
+//!
+//! * A view has every version that some snapshot taken before it was loaded, and not let go since, can see.
+//! * Newer data comes first: the active memtable, the frozen ones by age, L0 by age, then the levels.
+//! * Loading the current view takes no lock, and a point read no reference count.
+
+use std::collections::BTreeSet;
+use std::ops::Bound;
+use std::sync::Arc;
+
+use crate::engine::Estimate;
+use crate::memtable::Memtable;
+use crate::merge::{AnySource, Merge};
+use crate::source::Source;
+use crate::sst::{self, LevelIter, Purpose, find_in_run};
+use crate::store::SstStore;
+use crate::version::{Run, Version, overlapping};
+use crate::{OpKind, Result, Seqno, TreeId};
+
+/// Up to so many versions an estimate counts.
+const COUNTED_MAX: u64 = 64;
+
+/// Everything that can be read.
+#[derive(Clone)]
+pub(crate) struct View {
+    /// Takes writes.
+    pub(crate) active: Arc<Memtable>,
+    /// Wait for their flush; newest first.
+    pub(crate) frozen: Vec<Arc<Memtable>>,
+    /// What is flushed. May be ahead of what is published.
+    pub(crate) version: Arc<Version>,
+    /// Trees that are gone although data of theirs may still be there.
+    pub(crate) dropped: Arc<BTreeSet<TreeId>>,
+}
+
+impl View {
+    /// Calls `f` with the value of `full_key` at `at`, if it has one.
+    pub(crate) fn get<R>(
+        &self,
+        store: &Arc<SstStore>,
+        full_key: &[u8],
+        at: Seqno,
+        f: impl FnOnce(&[u8]) -> R,
+    ) -> Result<Option<R>> {
+        for memtable in self.memtables() {
+            if let Some((kind, _, value)) = memtable.get(full_key, at) {
+                return Ok((kind == OpKind::Put).then(|| f(value)));
+            }
+        }
+        let hash = sst::hash(full_key);
+        for run in self.runs() {
+            let Some(meta) = find_in_run(run, full_key) else { continue };
+            if let Some(found) = store.open(meta)?.get_hashed(full_key, hash, at)? {
+                return Ok((found.kind() == OpKind::Put).then(|| f(found.value())));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether `full_key` has a version, a deletion too, that is newer than `than`.
+    pub(crate) fn changed_since(&self, store: &Arc<SstStore>, full_key: &[u8], than: Seqno) -> Result<bool> {
+        for memtable in self.memtables() {
+            if let Some(newest) = memtable.newest(full_key) {
+                return Ok(newest > than);
+            }
+        }
+        let hash = sst::hash(full_key);
+        for run in self.runs() {
+            let Some(meta) = find_in_run(run, full_key).filter(|meta| meta.seqno_max > than) else {
+                continue;
+            };
+            if let Some(found) = store.open(meta)?.get_hashed(full_key, hash, Seqno(u64::MAX))? {
+                return Ok(found.seqno() > than);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Adds to `merge` all versions of `tree`, and perhaps of others beside it.
+    pub(crate) fn add_sources(&self, store: &Arc<SstStore>, tree: TreeId, merge: &mut Merge<AnySource>) {
+        if self.dropped.contains(&tree) {
+            return;
+        }
+        for memtable in self.memtables() {
+            merge.add(AnySource::Memtable(memtable.iter_tree(tree)));
+        }
+        let first = tree.0.to_be_bytes();
+        let end = tree.0.checked_add(1).expect("tree ids stay below 2^32 - 1").to_be_bytes();
+        for run in self.runs() {
+            let from = run.partition_point(|meta| *meta.last_key < first[..]);
+            let to = run.partition_point(|meta| *meta.first_key < end[..]);
+            if from < to {
+                let part: Run = if to - from == run.len() { Arc::clone(run) } else { run[from..to].into() };
+                merge.add(AnySource::Level(LevelIter::new(Arc::clone(store), part, Purpose::Query)));
+            }
+        }
+    }
+
+    /// About how much of `tree` lies between two full keys of it. A few entries are counted; what can not be read counts
+    /// as nothing.
+    pub(crate) fn estimate(
+        &self,
+        store: &Arc<SstStore>,
+        tree: TreeId,
+        low: Bound<&[u8]>,
+        high: Bound<&[u8]>,
+    ) -> Estimate {
+        let (Bound::Included(from) | Bound::Excluded(from), Bound::Included(to) | Bound::Excluded(to)) =
+            (low, high)
+        else {
+            return Estimate::default();
+        };
+        if from > to || self.dropped.contains(&tree) {
+            return Estimate::default();
+        }
+        match self.count(store, tree, low, high) {
+            Some(counted) => counted,
+            None => {
+                let judged = self.judge(store, from, to, low, high);
+                Estimate { entries: judged.entries.max(COUNTED_MAX), bytes: judged.bytes.max(COUNTED_MAX) }
+            }
+        }
+    }
+
+    /// `None`: there are many, or they can not be read.
+    fn count(
+        &self,
+        store: &Arc<SstStore>,
+        tree: TreeId,
+        low: Bound<&[u8]>,
+        high: Bound<&[u8]>,
+    ) -> Option<Estimate> {
+        let mut merge = Merge::new();
+        self.add_sources(store, tree, &mut merge);
+        let sought = match low {
+            Bound::Included(key) => merge.seek(key, Seqno(u64::MAX)),
+            Bound::Excluded(key) => merge.seek(key, Seqno(0)),
+            Bound::Unbounded => return None,
+        };
+        sought.ok()?;
+        let mut estimate = Estimate::default();
+        while merge.valid() {
+            let key = merge.key();
+            let inside = match high {
+                Bound::Included(high) => key <= high,
+                Bound::Excluded(high) => key < high,
+                Bound::Unbounded => return None,
+            };
+            if !inside {
+                break;
+            }
+            if estimate.entries == COUNTED_MAX {
+                return None;
+            }
+            estimate.entries += 1;
+            estimate.bytes += (key.len() + merge.value().len()) as u64;
+            merge.next().ok()?;
+        }
+        Some(estimate)
+    }
+
+    fn judge(
+        &self,
+        store: &Arc<SstStore>,
+        from: &[u8],
+        to: &[u8],
+        low: Bound<&[u8]>,
+        high: Bound<&[u8]>,
+    ) -> Estimate {
+        let mut estimate = Estimate::default();
+        // A memtable looks into the one tree that the low end is in, and wants the high end there too.
+        let high = if to[..4] == from[..4] { high } else { Bound::Unbounded };
+        for memtable in self.memtables() {
+            let entries = memtable.estimate(low, high);
+            estimate.entries += entries;
+            let each = memtable.bytes() as u64 / (memtable.entries() as u64).max(1);
+            estimate.bytes += entries * each;
+        }
+        for meta in self.runs().flat_map(|run| overlapping(run, from, to)) {
+            if from <= &*meta.first_key && &*meta.last_key < to {
+                estimate.entries += meta.entries;
+                estimate.bytes += meta.bytes;
+            } else if let Ok((entries, bytes)) = store.open(meta).and_then(|sst| sst::estimate(sst, from, to))
+            {
+                estimate.entries += entries;
+                estimate.bytes += bytes;
+            }
+        }
+        estimate
+    }
+
+    /// Newest first.
+    fn memtables(&self) -> impl Iterator<Item = &Arc<Memtable>> {
+        std::iter::once(&self.active).chain(&self.frozen)
+    }
+
+    /// Newest first.
+    fn runs(&self) -> impl Iterator<Item = &Run> {
+        self.version.l0.iter().chain(&self.version.levels).filter(|run| !run.is_empty())
+    }
+}
