@@ -158,11 +158,11 @@ impl DiskCache {
 
     fn adopt_sst(&self, name: &str, live: &dyn Fn(SstId) -> Option<u64>) -> Result<Option<SstId>> {
         let Some(id) = name.strip_prefix(&self.ssts_directory).and_then(parse_sst) else { return Ok(None) };
-        let Some(bytes) = live(id) else { return Ok(None) };
         let mut state = self.state.lock();
         if state.ssts.contains_key(&id) {
             return Ok(Some(id)); // written in this life
         }
+        let Some(bytes) = live(id) else { return Ok(None) };
         let file = self.disk.open(name)?;
         if file.len()? != bytes {
             return Ok(None);

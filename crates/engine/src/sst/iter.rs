@@ -252,7 +252,6 @@ impl LevelIter {
 
     /// Moves to the first version.
     pub(crate) fn seek_first(&mut self) -> Result<()> {
-        self.at = 0;
         if self.run.is_empty() {
             return Ok(());
         }

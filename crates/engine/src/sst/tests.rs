@@ -3,15 +3,17 @@
 use std::cmp::Reverse;
 use std::sync::Arc;
 
+use bucket::{MemoryBucket, Names};
 use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
 use crate::cache::BlockCache;
+use crate::disk::SimDisk;
 use crate::source::Source;
-use crate::store::ByteSource;
+use crate::store::{ByteSource, SstStore, StoreParts};
 use crate::version::SstMeta;
-use crate::{Epoch, Kind, OpKind, Result, Seqno, SstId};
+use crate::{BranchId, Epoch, Kind, OpKind, Result, Seqno, SstId};
 
 const ID: SstId = SstId { epoch: Epoch(2), counter: 5 };
 
@@ -91,45 +93,54 @@ proptest! {
     #[test]
     fn an_iterator_stands_where_a_sorted_list_says(
         versions in versions(300), compression in compression(), cache in 0..40_000usize,
-        purpose in prop::sample::select(vec![Purpose::Query, Purpose::Compaction]),
-        walk in prop::collection::vec((0..8u8, any::<prop::sample::Index>(), 0..31u64, 0..3usize), 1..60),
+        purpose in prop::sample::select(vec![Purpose::Query, Purpose::Compaction]), walk in walk(),
     ) {
         let (meta, bytes) = built(&versions, small(compression));
         let mut iter = SstIter::new(open(&meta, bytes, cache).unwrap(), purpose);
-        let mut model: Option<usize> = None;
-        for (step, probe, seqno, tail) in walk {
-            let key = [&probe.get(&versions).0[..], &b"\0\0"[..tail]].concat();
-            match step {
-                0 | 1 => {
-                    iter.seek(&key, Seqno(seqno)).unwrap();
-                    model = Some(versions.partition_point(|v| order(v) < (&key, Reverse(Seqno(seqno)))));
-                }
-                2 => {
-                    iter.seek_before(&key).unwrap();
-                    model = versions.partition_point(|v| v.0 < key).checked_sub(1);
-                }
-                3 => {
-                    iter.seek_first().unwrap();
-                    model = Some(0);
-                }
-                4 => {
-                    iter.seek_last().unwrap();
-                    model = Some(versions.len() - 1);
-                }
-                5 | 6 if iter.valid() => {
-                    iter.next().unwrap();
-                    model = model.map(|at| at + 1);
-                }
-                7 if iter.valid() => {
-                    iter.prev().unwrap();
-                    model = model.and_then(|at| at.checked_sub(1));
-                }
-                _ => (),
+        take(&mut iter, &versions, &walk)?;
+        iter.seek_first().unwrap();
+        prop_assert_eq!(standing(&iter), versions.first().cloned());
+        iter.seek_last().unwrap();
+        prop_assert_eq!(standing(&iter), versions.last().cloned());
+    }
+
+    /// Cuts may even fall between versions of one key.
+    #[test]
+    fn an_iterator_over_a_run_stands_where_a_sorted_list_says(
+        versions in versions(300), cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..6),
+        purpose in prop::sample::select(vec![Purpose::Query, Purpose::Compaction]), walk in walk(),
+    ) {
+        let store = SstStore::new(StoreParts {
+            disk: Arc::new(SimDisk::new(1)),
+            bucket: Arc::new(MemoryBucket::new()),
+            names: Names::new("main"),
+            branch: BranchId([1; 16]),
+            block_cache_bytes: 10_000,
+            disk_cache_bytes: 1 << 20,
+        });
+        let mut cuts: Vec<_> = cuts.iter().map(|cut| cut.index(versions.len())).collect();
+        cuts.extend([0, versions.len()]);
+        cuts.sort();
+        cuts.dedup();
+        let mut run = Vec::new();
+        for (number, part) in cuts.windows(2).enumerate() {
+            let id = SstId { counter: number as u64, ..ID };
+            let mut builder = SstBuilder::new(id, small(Compression::Lz4));
+            versions[part[0]..part[1]].iter().for_each(|(key, seqno, kind, value)| builder.add(key, *seqno, *kind, value));
+            let (meta, bytes) = builder.finish();
+            let meta = Arc::new(meta);
+            store.write_local(&meta, &bytes).unwrap();
+            if number % 2 == 0 {
+                store.upload(id).unwrap();
             }
-            model = model.filter(|&at| at < versions.len());
-            let expected = model.map(|at| versions[at].clone());
-            prop_assert_eq!(standing(&iter), expected);
+            run.push(meta);
         }
+        let mut iter = LevelIter::new(store, run.into(), purpose);
+        take(&mut iter, &versions, &walk)?;
+        iter.seek_first().unwrap();
+        prop_assert_eq!(standing(&iter), versions.first().cloned());
+        iter.seek_last().unwrap();
+        prop_assert_eq!(standing(&iter), versions.last().cloned());
     }
 
     #[test]
@@ -159,6 +170,48 @@ proptest! {
     }
 }
 
+/// What to do, to which version's key and with what after it, and up to which seqno.
+type Step = (u8, prop::sample::Index, usize, u64);
+
+fn walk() -> impl Strategy<Value = Vec<Step>> {
+    prop::collection::vec((0..7u8, any::<prop::sample::Index>(), 0..3usize, 0..31u64), 1..80)
+}
+
+/// Moves `iter` about and compares each position with the list's.
+fn take(
+    iter: &mut impl Source,
+    versions: &[Version],
+    walk: &[Step],
+) -> std::result::Result<(), TestCaseError> {
+    let mut model: Option<usize> = None;
+    for (step, probe, tail, seqno) in walk {
+        let key = [&probe.get(versions).0[..], &b"\0\0"[..*tail]].concat();
+        match step {
+            0 => {
+                iter.seek(&key, Seqno(*seqno)).unwrap();
+                model = Some(versions.partition_point(|v| order(v) < (&key, Reverse(Seqno(*seqno)))));
+            }
+            1 => {
+                iter.seek_before(&key).unwrap();
+                model = versions.partition_point(|v| v.0 < key).checked_sub(1);
+            }
+            2..=4 if iter.valid() => {
+                iter.next().unwrap();
+                model = model.map(|at| at + 1);
+            }
+            _ if iter.valid() => {
+                iter.prev().unwrap();
+                model = model.and_then(|at| at.checked_sub(1));
+            }
+            _ => (),
+        }
+        model = model.filter(|&at| at < versions.len());
+        let expected = model.map(|at| versions[at].clone());
+        prop_assert_eq!(standing(iter), expected);
+    }
+    Ok(())
+}
+
 fn numbered(rows: u32) -> Vec<Version> {
     (0..rows)
         .map(|i| (i.to_be_bytes().repeat(2), Seqno(7), OpKind::Put, format!("value {i}").into_bytes()))
@@ -170,7 +223,7 @@ fn read_all(meta: &SstMeta, bytes: Bytes, versions: &[Version]) -> Result<()> {
     let sst = open(meta, bytes, 1 << 20)?;
     let mut errors = Vec::new();
     for (key, seqno, kind, value) in versions {
-        match sst.get(key, Seqno(u64::MAX)) {
+        match sst.get(key, *seqno) {
             Ok(Some(found)) => {
                 assert_eq!((found.seqno(), found.kind(), found.value()), (*seqno, *kind, &value[..]))
             }
@@ -195,7 +248,7 @@ fn read_all(meta: &SstMeta, bytes: Bytes, versions: &[Version]) -> Result<()> {
 #[test]
 fn every_damaged_byte_is_noticed_and_never_a_wrong_row() {
     for compression in [Compression::None, Compression::Lz4, Compression::Zstd] {
-        let versions = numbered(120);
+        let versions = numbered(60);
         let (meta, bytes) = built(&versions, small(compression));
         read_all(&meta, bytes.clone(), &versions).unwrap();
         for at in 0..bytes.len() {
@@ -305,4 +358,39 @@ fn a_version_out_of_order_never_leaves_the_builder() {
     let mut builder = SstBuilder::new(ID, small(Compression::None));
     builder.add(b"0000k", Seqno(5), OpKind::Put, b"");
     builder.add(b"0000k", Seqno(5), OpKind::Put, b"");
+}
+
+/// What version 1 wrote is read for ever. (`FIXTURES=write` makes the files anew, after which they must not differ.)
+#[test]
+fn the_files_of_format_version_1_open_and_say_the_same() {
+    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/sst/v1");
+    let mixed: Vec<Version> = (0..400u32)
+        .map(|i| {
+            let key = [&(7 + i / 300).to_be_bytes()[..], format!("key {:05}", i / 3).as_bytes()].concat();
+            let (kind, value) = match i % 5 {
+                0 => (OpKind::Delete, vec![]),
+                length => (OpKind::Put, vec![i as u8; 1 << (2 * length)]),
+            };
+            (key, Seqno(u64::from(1000 - i)), kind, value)
+        })
+        .collect();
+    let one_row = vec![(b"\0\0\0\x01k".to_vec(), Seqno(u64::MAX), OpKind::Put, b"v".to_vec())];
+    let tombstones = (0..50u8).map(|i| (vec![0, 0, 0, 1, i], Seqno(9), OpKind::Delete, vec![])).collect();
+    for (name, versions) in [("one-row", one_row), ("tombstones", tombstones), ("mixed", mixed)] {
+        for compression in [Compression::None, Compression::Lz4, Compression::Zstd] {
+            let packing = format!("{compression:?}").to_lowercase();
+            let path = format!("{directory}/{name}-{packing}.sst");
+            let (meta, bytes) =
+                built(&versions, SstOptions { block_bytes: 2048, ..SstOptions::new(compression) });
+            if std::env::var("FIXTURES").is_ok_and(|wish| wish == "write") {
+                std::fs::create_dir_all(directory).unwrap();
+                std::fs::write(&path, &bytes).unwrap();
+            }
+            let kept = Bytes::from(std::fs::read(&path).unwrap_or_else(|error| panic!("{path}: {error}")));
+            // Packers may learn to pack better, so lengths may differ from what is written today.
+            let meta = SstMeta { bytes: kept.len() as u64, ..meta };
+            read_all(&meta, kept.clone(), &versions).unwrap();
+            verify(&meta, &kept).unwrap();
+        }
+    }
 }
