@@ -137,6 +137,13 @@ fn decode(body: &[u8]) -> Option<NodeId> {
     if whole { Some(NodeId(body[20..36].try_into().ok()?)) } else { None }
 }
 
+/// A claim in words, or what is wrong with it.
+pub(crate) fn describe(body: &[u8]) -> std::result::Result<String, &'static str> {
+    let node = decode(body).ok_or("the claim is damaged; it counts all the same")?;
+    let epoch = u64::from_le_bytes(body[12..20].try_into().expect("8 bytes"));
+    Ok(format!("claim of epoch {epoch} by node {node}\n"))
+}
+
 /// Numbers from a seed, for names that must not meet (SplitMix64).
 #[derive(Debug)]
 pub(crate) struct Chance(pub(crate) u64);
@@ -154,5 +161,80 @@ impl Chance {
         bytes[..8].copy_from_slice(&self.next().to_le_bytes());
         bytes[8..].copy_from_slice(&self.next().to_le_bytes());
         bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bucket::{Effect, FaultyBucket, MemoryBucket, Operation, Rule, When};
+
+    use super::*;
+    use crate::SimDisk;
+
+    const NODE: NodeId = NodeId([7; 16]);
+
+    fn names() -> Names {
+        Names::new("main")
+    }
+
+    #[test]
+    fn no_two_claimants_get_one_epoch_whatever_answers_are_lost_and_however_old_listings_are() {
+        for seed in 0..100 {
+            let memory = Arc::new(MemoryBucket::new());
+            let rules = vec![
+                Rule::lost_answer("*").with_probability(0.4),
+                Rule::new("*", Effect::StaleList).on(Operation::List).with_probability(0.5),
+                Rule::late_put("*", 3).with_probability(0.2),
+            ];
+            let tries = 1 + seed as u32 % 3;
+            let faulty = FaultyBucket::new(memory.clone(), seed, rules).with_tries(tries);
+            let mut epochs = Vec::new();
+            for nonce in 0..30 {
+                match claim(&faulty, &names(), NODE, nonce) {
+                    Ok(epoch) => epochs.push(epoch.0),
+                    Err(error) => assert_eq!(error.kind(), Kind::Unavailable, "seed {seed}: {error}"),
+                }
+            }
+            assert!(epochs.windows(2).all(|pair| pair[0] < pair[1]), "seed {seed}: {epochs:?}");
+            assert!(!epochs.is_empty(), "seed {seed}");
+            faulty.land_late();
+            let claims = memory.list(&names().claims()).unwrap();
+            let numbers: Vec<_> =
+                claims.iter().filter_map(|object| Names::parse_claim(&object.name)).collect();
+            assert_eq!(numbers, (1..=numbers.len() as u64).collect::<Vec<_>>(), "seed {seed}: no gaps");
+        }
+    }
+
+    #[test]
+    fn a_lost_answer_is_told_from_another_claimant() {
+        let memory = Arc::new(MemoryBucket::new());
+        let rule = Rule::new("*", Effect::Reset).on(Operation::Put).when(When::After).times(1);
+        let faulty = FaultyBucket::new(memory.clone(), 1, vec![rule]).with_tries(2);
+        assert_eq!(claim(&faulty, &names(), NODE, 5).unwrap(), Epoch(1), "our own, read back");
+        // An epoch that our listing does not show yet, claimed by the same node in an earlier start.
+        let stale = Rule::new("*", Effect::StaleList).on(Operation::List);
+        let stale = FaultyBucket::new(memory.clone(), 1, vec![stale]);
+        stale.put(&names().sst(1, 1), Bytes::new()).unwrap();
+        stale.put_if_absent(&names().claim(2), encode(Epoch(2), NODE, 6)).unwrap();
+        assert_eq!(claim(&stale, &names(), NODE, 7).unwrap(), Epoch(3));
+        let fence = |epoch| Fence::new(memory.clone(), names(), Epoch(epoch));
+        fence(3).check().unwrap();
+        let error = fence(1).check().unwrap_err();
+        assert!(error.kind() == Kind::Fenced && error.to_string().contains("node 070707070707"), "{error}");
+    }
+
+    #[test]
+    fn a_data_directory_keeps_its_identity_and_a_torn_one_is_made_anew() {
+        for seed in 0..50 {
+            let disk = SimDisk::new(seed);
+            disk.arm(crate::DiskFault::StopAt(seed % 6));
+            let first = NodeId::of(&disk, [1; 16]);
+            let disk = disk.crash();
+            let second = NodeId::of(&disk, [2; 16]).unwrap();
+            if let Ok(first) = first {
+                assert_eq!(first, second, "seed {seed}: it was durable when it was returned");
+            }
+            assert_eq!(NodeId::of(&disk.crash(), [3; 16]).unwrap(), second, "seed {seed}");
+        }
     }
 }

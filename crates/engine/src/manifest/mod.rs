@@ -16,6 +16,7 @@ use bucket::{Bucket, ErrorKind, Names, ObjectName, PutOutcome};
 use bytes::Bytes;
 
 use crate::claim::Fence;
+use crate::inspect::Hex;
 use crate::version::{SstMeta, Version};
 use crate::{BranchId, Epoch, Error, Kind, Result, Seqno, SstId, TreeId, WalPosition};
 pub(crate) use format::Header;
@@ -227,6 +228,44 @@ pub(crate) fn load(bucket: &dyn Bucket, names: &Names) -> Result<Option<Manifest
         let (header, edit) = format::decode_edit(&object, name.as_str())?;
         manifest = manifest.apply(&header, &edit).map_err(|why| misfit(&name, &why))?;
     }
+}
+
+/// An edit or a base in words.
+pub(crate) fn describe(name: &ObjectName, object: &[u8]) -> Result<String> {
+    if Names::parse_base(name).is_some() {
+        let manifest = format::decode_base(object, name.as_str())?;
+        let mut out = format!("base {}, last edited by epoch {}\n", manifest.number, manifest.epoch.0);
+        out += &format!("flushed: {:x?}\nnext tree: {}\n", manifest.flushed, manifest.next_tree.0);
+        manifest.wals.iter().for_each(|span| out += &format!("wal: {span:x?}\n"));
+        manifest
+            .dropped
+            .iter()
+            .for_each(|(tree, seqno)| out += &format!("dropped: tree {} at {}\n", tree.0, seqno.0));
+        manifest
+            .version
+            .ssts()
+            .for_each(|(level, sst)| out += &format!("level {level}: {}\n", sst_line(sst)));
+        return Ok(out);
+    }
+    let (header, edit) = format::decode_edit(object, name.as_str())?;
+    let mut out = format!("edit {} by epoch {}\n", header.number, header.epoch.0);
+    edit.take_over.iter().for_each(|start| out += &format!("takes over; its wal begins at {:#x}\n", start.0));
+    edit.removed.iter().for_each(|id| out += &format!("removes {id}\n"));
+    edit.added.iter().for_each(|(level, sst)| out += &format!("adds to level {level}: {}\n", sst_line(sst)));
+    edit.flushed.iter().for_each(|flushed| out += &format!("flushed: {flushed:x?}\n"));
+    edit.next_tree.iter().for_each(|tree| out += &format!("next tree: {}\n", tree.0));
+    edit.dropped.iter().for_each(|(tree, seqno)| out += &format!("drops tree {} at {}\n", tree.0, seqno.0));
+    edit.gone.iter().for_each(|tree| out += &format!("nothing is left of tree {}\n", tree.0));
+    Ok(out)
+}
+
+fn sst_line(sst: &SstMeta) -> String {
+    let (first, last) = (Hex(&sst.first_key), Hex(&sst.last_key));
+    let SstMeta { id, bytes, entries, tombstones, seqno_min, seqno_max, .. } = sst;
+    format!(
+        "{id}, {bytes} bytes, {entries} versions ({tombstones} deletions), seqno {} to {}, keys {first} to {last}",
+        seqno_min.0, seqno_max.0
+    )
 }
 
 /// Gives a new branch its first base, unless another writer does so at the same time; returns what it got.

@@ -298,6 +298,29 @@ fn a_local_wal_that_history_went_on_without_is_set_aside_and_counted() {
 }
 
 #[test]
+fn a_fenced_writer_deletes_nothing_and_overwrites_nothing() {
+    let (memory, bucket) = memory();
+    let mut old = Writer::open(&SimDiskHandle::new(1), &bucket, 1).unwrap();
+    for number in 1..=30 {
+        old.commit(number).unwrap();
+        old.upload().unwrap();
+    }
+    old.flush(20).unwrap();
+    old.flush(5).unwrap();
+    old.commit(31).unwrap();
+    let new = Writer::open(&SimDiskHandle::new(2), &bucket, 2).unwrap();
+    let before = memory.contents();
+    assert_eq!(old.trim().unwrap_err().kind(), Kind::Fenced);
+    assert_eq!(memory.contents(), before, "not one slice is gone");
+    assert_eq!(old.upload().unwrap_err().kind(), Kind::Fenced);
+    assert_eq!(old.flush(1).unwrap_err().kind(), Kind::Fenced);
+    let after = memory.contents();
+    assert!(before.iter().all(|(name, body)| after.get(name) == Some(body)), "what it sent are new names");
+    let again = Writer::open(&SimDiskHandle::new(3), &bucket, 3).unwrap();
+    assert_eq!(again.numbers(), new.numbers(), "and nobody takes them for anything");
+}
+
+#[test]
 fn a_start_elsewhere_that_never_took_over_costs_the_old_machine_nothing() {
     let (_, bucket) = memory();
     let disk = SimDiskHandle::new(1);
@@ -712,6 +735,7 @@ impl World {
                 let expected = matches!(error.kind(), Kind::Unavailable | Kind::Full | Kind::Failed)
                     || (error.kind() == Kind::Fenced && self.claims() > before);
                 assert!(expected, "seed {seed}: {error}");
+                assert!(!error.to_string().contains("all the time"), "seed {seed}: {error}");
             }
         }
     }

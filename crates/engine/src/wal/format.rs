@@ -158,6 +158,10 @@ impl FileHeader {
         Self::parse(bytes, SEGMENT_MAGIC, name)
     }
 
+    pub(crate) fn parse_slice(bytes: &[u8], name: &str) -> Result<Self> {
+        Self::parse(bytes, SLICE_MAGIC, name)
+    }
+
     fn parse(bytes: &[u8], magic: [u8; 8], name: &str) -> Result<Self> {
         let damaged = || Error::corrupt(format!("{name}: the wal header is damaged"));
         let header = bytes.get(..FILE_HEADER).ok_or_else(damaged)?;

@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use bytes::BytesMut;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-pub(crate) use format::Stream;
+pub(crate) use format::{FileHeader, Stream};
 pub use format::{Op, Ops};
 use format::{PAYLOAD_BYTES_MAX, RECORD_HEADER};
 pub(crate) use local::{LocalWal, Record, SET_ASIDE};
