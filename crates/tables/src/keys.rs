@@ -461,7 +461,17 @@ pub(crate) fn strip_spaces(text: &[u8]) -> &[u8] {
 }
 
 fn trailing_spaces(text: &[u8]) -> usize {
-    text.iter().rev().take_while(|byte| **byte == b' ').count()
+    // A CHAR(120) of utf8mb4 comes with hundreds of them.
+    let mut end = text.len();
+    while let Some(start) = end.checked_sub(16)
+        && text[start..end] == [b' '; 16]
+    {
+        end = start;
+    }
+    while end > 0 && text[end - 1] == b' ' {
+        end -= 1;
+    }
+    text.len() - end
 }
 
 fn take<'a>(from: &mut &'a [u8], n: usize) -> Result<&'a [u8], Garbled> {

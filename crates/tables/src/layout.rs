@@ -291,3 +291,6 @@ impl IndexCodec {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;
