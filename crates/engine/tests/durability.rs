@@ -1,0 +1,471 @@
+//! What survives: a stop, a crash, the loss of the local directory, another writer, an outage of the bucket. On a real
+//! disk, with the engine's own threads where that is the point.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bucket::{Bucket, DirectoryBucket, FaultyBucket, Rule};
+use engine::limits::Shape;
+use engine::{
+    Background, Cursor, Engine, Hooks, Job, Kind, Parts, ReadAs, RealDisk, Result, Settings, SystemClock,
+    TreeId, Txn,
+};
+use parking_lot::Mutex;
+use tempfile::TempDir;
+
+const TREE: TreeId = TreeId(7);
+const BACKGROUND_JOBS: [Job; 5] =
+    [Job::Flush, Job::UploadWal, Job::Publish, Job::Compact, Job::CollectGarbage];
+
+/// A machine's directory and a bucket's.
+struct Place {
+    data: TempDir,
+    bucket: TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        let new = || tempfile::tempdir().expect("a temporary directory");
+        Self { data: new(), bucket: new() }
+    }
+
+    fn bucket(&self) -> Arc<dyn Bucket> {
+        Arc::new(DirectoryBucket::open(self.bucket.path()).expect("the bucket opens"))
+    }
+
+    fn open(&self, settings: Settings) -> Arc<Engine> {
+        open_at(self.data.path(), self.bucket(), settings).expect("the engine opens")
+    }
+
+    /// What a new machine finds.
+    fn lose_data(&mut self) {
+        self.data = tempfile::tempdir().expect("a temporary directory");
+    }
+}
+
+fn open_at(data: &Path, bucket: Arc<dyn Bucket>, settings: Settings) -> Result<Arc<Engine>> {
+    static SEED: AtomicU64 = AtomicU64::new(1);
+    // A background thread of a dropped engine may hold it for one more step.
+    let disk = loop {
+        match RealDisk::open(data) {
+            Ok(disk) => break disk,
+            Err(error) => assert!(error.message.contains("another process"), "{error}"),
+        }
+        std::thread::yield_now();
+    };
+    let seed = SEED.fetch_add(1, Ordering::Relaxed);
+    Engine::open(
+        Parts { bucket, disk: Arc::new(disk), clock: Arc::new(SystemClock::default()), seed },
+        settings,
+    )
+}
+
+/// Few rows make many ssts in several levels.
+fn small(background: Background) -> Settings {
+    Settings {
+        background,
+        memtable_bytes: 64 << 10,
+        block_cache_bytes: 256 << 10,
+        disk_cache_bytes: 8 << 20,
+        wal_upload_interval: Duration::from_millis(20),
+        shape: Shape { sst_bytes: 16 << 10, level_base_bytes: 64 << 10, ..Shape::default() },
+        ..Settings::default()
+    }
+}
+
+fn manual() -> Settings {
+    small(Background::Manual)
+}
+
+fn put(engine: &Arc<Engine>, key: &str, value: &str) -> Result<()> {
+    let mut txn = engine.begin();
+    txn.put(TREE, key.as_bytes(), value.as_bytes())?;
+    txn.commit().map(drop)
+}
+
+fn all(engine: &Arc<Engine>, txn: &mut Txn, tree: TreeId) -> BTreeMap<Vec<u8>, Vec<u8>> {
+    let mut cursor = Cursor::new(engine);
+    cursor.open(txn, tree, ReadAs::Snapshot).expect("opens");
+    let mut found = BTreeMap::new();
+    let mut more = cursor.seek_first(txn).expect("seeks");
+    while more {
+        found.insert(cursor.key().to_vec(), cursor.value().to_vec());
+        more = cursor.next(txn).expect("steps");
+    }
+    let mut backward = BTreeMap::new();
+    more = cursor.seek_last(txn).expect("seeks");
+    while more {
+        backward.insert(cursor.key().to_vec(), cursor.value().to_vec());
+        more = cursor.prev(txn).expect("steps");
+    }
+    assert_eq!(found, backward, "both directions show the same");
+    for (key, value) in &found {
+        let got = txn.get(tree, key, ReadAs::Snapshot, <[u8]>::to_vec).expect("reads");
+        assert_eq!(got.as_ref(), Some(value), "a get finds what a scan shows");
+    }
+    found
+}
+
+fn text(engine: &Arc<Engine>) -> String {
+    let entries = all(engine, &mut engine.begin(), TREE);
+    let show = |(key, value): (&Vec<u8>, &Vec<u8>)| {
+        format!("{}={}", String::from_utf8_lossy(key), String::from_utf8_lossy(value))
+    };
+    entries.iter().map(show).collect::<Vec<_>>().join(" ")
+}
+
+fn drain(engine: &Engine) {
+    while BACKGROUND_JOBS.iter().any(|job| engine.step(*job).expect("fair weather")) {}
+}
+
+fn status(engine: &Engine, name: &str) -> u64 {
+    engine.status().get(name).unwrap_or_else(|| panic!("no counter {name}"))
+}
+
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % n
+    }
+}
+
+#[test]
+fn what_was_committed_is_there_after_a_clean_stop() {
+    let place = Place::new();
+    let engine = place.open(Settings::default());
+    put(&engine, "a", "1").unwrap();
+    engine.close().unwrap();
+    assert_eq!(put(&engine, "b", "2").unwrap_err().kind(), Kind::Unavailable, "closed");
+    drop(engine);
+    assert_eq!(text(&place.open(Settings::default())), "a=1");
+}
+
+#[test]
+fn what_was_committed_is_there_after_a_crash() {
+    let place = Place::new();
+    for round in 0..5 {
+        let engine = place.open(manual());
+        assert_eq!(text(&engine), (0..round).map(|n| format!("{n}={n}")).collect::<Vec<_>>().join(" "));
+        put(&engine, &round.to_string(), &round.to_string()).unwrap();
+        // Dropped without a word: nothing was uploaded.
+    }
+}
+
+#[test]
+fn the_bucket_alone_has_all_that_was_uploaded() {
+    let mut place = Place::new();
+    let engine = place.open(manual());
+    put(&engine, "a", "1").unwrap();
+    while engine.step(Job::UploadWal).unwrap() {}
+    put(&engine, "b", "2").unwrap();
+    drop(engine);
+    place.lose_data();
+    let engine = place.open(manual());
+    assert_eq!(text(&engine), "a=1", "the second was on the lost disk only");
+    put(&engine, "c", "3").unwrap();
+    engine.close().unwrap();
+    drop(engine);
+    place.lose_data();
+    assert_eq!(text(&place.open(manual())), "a=1 c=3");
+}
+
+#[test]
+fn a_stopped_server_needs_nothing_of_its_directory() {
+    let mut place = Place::new();
+    let engine = place.open(small(Background::Threads));
+    for n in 0..2000 {
+        put(&engine, &format!("{n:05}"), &"x".repeat(100)).unwrap();
+    }
+    engine.close().unwrap();
+    drop(engine);
+    place.lose_data();
+    let engine = place.open(small(Background::Threads));
+    assert_eq!(all(&engine, &mut engine.begin(), TREE).len(), 2000);
+}
+
+/// Random transactions, background work and ends of all kinds, against a plain map.
+#[test]
+fn it_agrees_with_a_plain_map_through_flushes_merges_crashes_and_lost_directories() {
+    for seed in 0..3 {
+        let mut random = Random(seed);
+        let mut place = Place::new();
+        let mut model: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
+        for _life in 0..6 {
+            let engine = place.open(manual());
+            assert_eq!(all(&engine, &mut engine.begin(), TREE), model, "seed {seed}");
+            let mut reader = engine.begin();
+            reader.snapshot_now();
+            let then = model.clone();
+            for _ in 0..random.below(300) {
+                let mut txn = engine.begin();
+                for _ in 0..=random.below(10) {
+                    let key = format!("key {:04}", random.below(800)).into_bytes();
+                    if random.below(4) == 0 {
+                        txn.delete(TREE, &key).unwrap();
+                        model.remove(&key);
+                    } else {
+                        let value = vec![b'a' + random.below(26) as u8; random.below(300) as usize];
+                        txn.put(TREE, &key, &value).unwrap();
+                        model.insert(key, value);
+                    }
+                }
+                txn.commit().unwrap();
+                let job = [
+                    Job::Freeze,
+                    Job::Flush,
+                    Job::UploadWal,
+                    Job::Publish,
+                    Job::Compact,
+                    Job::CollectGarbage,
+                ][random.below(6) as usize];
+                if random.below(3) == 0 || job != Job::Freeze {
+                    engine.step(job).unwrap();
+                }
+            }
+            assert_eq!(all(&engine, &mut reader, TREE), then, "an old snapshot, seed {seed}");
+            assert_eq!(all(&engine, &mut engine.begin(), TREE), model, "seed {seed}");
+            drop(reader);
+            match random.below(3) {
+                0 => drop(engine),
+                1 => {
+                    engine.close().unwrap();
+                    drop(engine);
+                    place.lose_data();
+                }
+                _ => {
+                    engine.step(Job::Freeze).unwrap();
+                    drain(&engine);
+                    assert_eq!(all(&engine, &mut engine.begin(), TREE), model, "seed {seed}");
+                    drop(engine);
+                    place.lose_data();
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn writers_in_many_threads_lose_nothing_to_a_crash() {
+    let place = Place::new();
+    let acknowledged: Vec<Mutex<u64>> = (0..4).map(|_| Mutex::new(0)).collect();
+    for _round in 0..3 {
+        let engine = place.open(small(Background::Threads));
+        for (writer, count) in acknowledged.iter().enumerate() {
+            let found = engine
+                .begin()
+                .get(TREE, format!("count {writer}").as_bytes(), ReadAs::Newest, |v| {
+                    String::from_utf8_lossy(v).parse()
+                })
+                .unwrap();
+            assert_eq!(found.map_or(0, |n| n.expect("a number")), *count.lock(), "writer {writer}");
+        }
+        std::thread::scope(|scope| {
+            for (writer, count) in acknowledged.iter().enumerate() {
+                let engine = &engine;
+                scope.spawn(move || {
+                    for _ in 0..500 {
+                        let mut count = count.lock();
+                        let mut txn = engine.begin();
+                        let filler = format!("{writer} {count} {}", "x".repeat(100));
+                        txn.put(TREE, format!("row {writer} {count}").as_bytes(), filler.as_bytes())
+                            .expect("fits");
+                        let next = (*count + 1).to_string();
+                        txn.put(TREE, format!("count {writer}").as_bytes(), next.as_bytes()).expect("fits");
+                        txn.commit().expect("commits");
+                        *count += 1;
+                    }
+                });
+            }
+        });
+        assert!(status(&engine, "flushes") > 0, "small memtables fill up");
+    }
+    let engine = place.open(small(Background::Threads));
+    assert_eq!(all(&engine, &mut engine.begin(), TREE).len(), 4 * 1500 + 4);
+}
+
+#[test]
+fn one_sync_serves_many_commits() {
+    let place = Place::new();
+    let engine = place.open(Settings::default());
+    std::thread::scope(|scope| {
+        for writer in 0..16 {
+            let engine = &engine;
+            scope.spawn(move || {
+                for n in 0..50 {
+                    put(engine, &format!("{writer} {n}"), "").expect("commits");
+                }
+            });
+        }
+    });
+    let (commits, syncs) = (status(&engine, "commits"), status(&engine, "wal_syncs"));
+    assert_eq!(commits, 800);
+    assert!(syncs < 600, "{syncs} syncs for {commits} commits of 16 threads");
+}
+
+#[test]
+fn a_tree_id_that_a_commit_came_after_is_never_given_out_again() {
+    let mut place = Place::new();
+    let mut last = TreeId(0);
+    for life in 0..6 {
+        let engine = place.open(manual());
+        let tree = engine.allocate_tree();
+        assert!(tree > last, "life {life}");
+        last = tree;
+        // Its name stands in a value only, as in the catalogue.
+        put(&engine, "tree", &tree.0.to_string()).unwrap();
+        match life % 3 {
+            0 => (),
+            1 => engine.close().unwrap(),
+            _ => {
+                engine.step(Job::Freeze).unwrap();
+                drain(&engine);
+            }
+        }
+        drop(engine);
+        if life % 3 > 0 {
+            place.lose_data();
+        }
+    }
+}
+
+#[test]
+fn a_dropped_tree_stays_dropped_and_its_objects_go_away() {
+    let mut place = Place::new();
+    let engine = place.open(manual());
+    for round in 0..20 {
+        let mut txn = engine.begin();
+        for n in 0..50 {
+            txn.put(TREE, format!("{round} {n}").as_bytes(), &[round; 200]).unwrap();
+        }
+        txn.commit().unwrap();
+        engine.step(Job::Freeze).unwrap();
+        drain(&engine);
+    }
+    assert!(status(&engine, "sst_bytes") > 5_000);
+    let mut txn = engine.begin();
+    txn.drop_tree(TREE);
+    txn.commit().unwrap();
+    assert_eq!(text(&engine), "");
+    drop((txn, engine));
+    let engine = place.open(manual());
+    assert_eq!(text(&engine), "", "the drop is in the wal");
+    engine.step(Job::Freeze).unwrap();
+    drain(&engine);
+    assert_eq!(status(&engine, "ssts"), 0);
+    let objects = std::fs::read_dir(place.bucket.path().join("main/sst")).map_or(0, Iterator::count);
+    assert_eq!(objects, 0, "nothing names them any more");
+    drop(engine);
+    place.lose_data();
+    assert_eq!(text(&place.open(manual())), "");
+}
+
+#[test]
+fn a_writer_that_another_one_followed_acknowledges_nothing_more_and_says_why() {
+    let place = Place::new();
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let hooks = {
+        let told = Arc::clone(&told);
+        Hooks { on_fatal: Arc::new(move |error| told.lock().push(error.to_string())) }
+    };
+    let old = place.open(Settings { hooks, ..manual() });
+    put(&old, "a", "1").unwrap();
+    while old.step(Job::UploadWal).unwrap() {}
+    let elsewhere = tempfile::tempdir().expect("a temporary directory");
+    let new = open_at(elsewhere.path(), place.bucket(), manual()).unwrap();
+    put(&new, "b", "2").unwrap();
+    // The old one does not know yet; its commit is one of those that a takeover may lose.
+    put(&old, "c", "3").unwrap();
+    assert_eq!(old.step(Job::UploadWal).unwrap_err().kind(), Kind::Fenced);
+    assert_eq!(put(&old, "d", "4").unwrap_err().kind(), Kind::Fenced);
+    assert_eq!(old.step(Job::Publish).unwrap_err().kind(), Kind::Fenced);
+    let told = told.lock();
+    assert_eq!(told.len(), 1);
+    assert!(told[0].contains("epoch 2"), "{}", told[0]);
+    assert_eq!(text(&new), "a=1 b=2");
+    while new.step(Job::UploadWal).unwrap() {}
+    drop((old, new));
+    let engine = place.open(manual());
+    assert_eq!(text(&engine), "a=1 b=2");
+    assert_eq!(status(&engine, "wals_set_aside"), 1, "what only the old one's disk had is kept");
+}
+
+#[test]
+fn an_outage_of_the_bucket_stops_nobody_until_the_limit_and_loses_nothing() {
+    let place = Place::new();
+    let faulty = Arc::new(FaultyBucket::new(place.bucket(), 1, Vec::new()).with_tries(1));
+    let settings = Settings { unuploaded_bytes_max: 300 << 10, ..manual() };
+    let engine = open_at(place.data.path(), Arc::clone(&faulty) as _, settings.clone()).unwrap();
+    faulty.faults().set_rules(vec![Rule::outage()]);
+    let mut acknowledged = 0;
+    let error = loop {
+        match put(&engine, &format!("{acknowledged:06}"), &"x".repeat(1000)) {
+            Ok(()) => acknowledged += 1,
+            Err(error) => break error,
+        }
+        assert!(acknowledged < 10_000, "the limit is never reached");
+        engine.step(Job::Flush).unwrap();
+        let error = engine.step(Job::UploadWal).expect_err("the bucket is away");
+        assert_eq!(error.kind(), Kind::Unavailable);
+        let published = engine.step(Job::Publish);
+        assert!(matches!(&published, Ok(false)) || published.is_err_and(|e| e.kind() == Kind::Unavailable));
+    };
+    assert_eq!(error.kind(), Kind::Full);
+    assert!(acknowledged > 100, "{acknowledged} commits before the limit");
+    faulty.faults().set_rules(Vec::new());
+    drain(&engine);
+    put(&engine, "zzz", "").expect("there is room again");
+    drop(engine);
+    let engine = open_at(place.data.path(), faulty, settings).unwrap();
+    assert_eq!(all(&engine, &mut engine.begin(), TREE).len(), acknowledged + 1);
+}
+
+#[test]
+fn an_old_snapshot_reads_the_same_while_everything_under_it_is_merged_away() {
+    let place = Place::new();
+    let engine = place.open(small(Background::Threads));
+    for n in 0..500 {
+        put(&engine, &format!("{n:04}"), "old").unwrap();
+    }
+    let mut reader = engine.begin();
+    reader.snapshot_now();
+    for round in 0..4 {
+        for n in 0..500 {
+            let mut txn = engine.begin();
+            match (n + round) % 3 {
+                0 => txn.delete(TREE, format!("{n:04}").as_bytes()).unwrap(),
+                _ => txn.put(TREE, format!("{n:04}").as_bytes(), &[b'n'; 100]).unwrap(),
+            }
+            txn.commit().unwrap();
+        }
+        let seen = all(&engine, &mut reader, TREE);
+        assert!(seen.len() == 500 && seen.values().all(|value| value == b"old"), "round {round}");
+    }
+    assert!(status(&engine, "flushes") > 2);
+}
+
+#[test]
+fn nothing_is_asked_of_the_bucket_while_nothing_happens() {
+    let place = Place::new();
+    let engine = place.open(small(Background::Threads));
+    for n in 0..3000 {
+        put(&engine, &format!("{n:05}"), &"x".repeat(100)).unwrap();
+    }
+    let requests = || {
+        let names = ["put", "get", "head", "list", "delete"];
+        names.iter().map(|name| status(&engine, &format!("bucket_{name}_requests"))).sum::<u64>()
+    };
+    let settled = || {
+        let before = requests();
+        std::thread::yield_now();
+        let pause = std::sync::mpsc::channel::<()>();
+        assert!(pause.1.recv_timeout(Duration::from_millis(700)).is_err());
+        requests() == before
+    };
+    assert!((0..40).any(|_| settled()), "the engine never comes to rest");
+    assert!(settled() && settled());
+}
