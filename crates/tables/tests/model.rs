@@ -5,10 +5,12 @@
 mod common;
 
 use std::cmp::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 
 use common::*;
 use proptest::prelude::*;
-use tables::{Error, Kind, ReadFlag, RowLock, Session};
+use tables::{Error, Kind, ReadFlag, RowLock, Session, Store};
 
 #[derive(Clone, Debug)]
 enum Op {
@@ -84,10 +86,14 @@ struct Run {
 
 impl Run {
     fn new(shape: &Shape) -> Self {
-        let store = store();
-        let t = create(&store, "d/t", shape);
-        let other = open(&store, "d/t", shape);
-        let mut session = session(&store);
+        // One engine for all cases: to open one takes longer than to run a case.
+        static STORE: OnceLock<Arc<Store>> = OnceLock::new();
+        static TABLES: AtomicU64 = AtomicU64::new(0);
+        let store = STORE.get_or_init(store);
+        let path = format!("d/t{}", TABLES.fetch_add(1, Relaxed));
+        let t = create(store, &path, shape);
+        let other = open(store, &path, shape);
+        let mut session = session(store);
         session.statement_begin();
         Self {
             t,
@@ -423,7 +429,7 @@ macro_rules! agrees {
             #![proptest_config(ProptestConfig {
                 max_shrink_iters: 2000,
                 failure_persistence: None,
-                ..ProptestConfig::with_cases(400)
+                ..ProptestConfig::with_cases(1000)
             })]
             $(#[test]
             fn $name(ops in prop::collection::vec(any_op(&shapes()[$number].columns), 1..60)) {
