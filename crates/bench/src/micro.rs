@@ -9,10 +9,11 @@
 
 use std::hint::black_box;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use engine::internals::{MeasuredSst, Memtable, Merge, Source, WriteSet};
-use engine::{OpKind, Result, Seqno, TreeId, full_key};
+use engine::internals::{MeasuredSst, Memtable, Merge, Op, Source, Stream, Wal, WalLimits, WriteSet};
+use engine::{BranchId, Disk, Epoch, OpKind, RealDisk, Result, Seqno, TreeId, WalPosition, full_key};
 
 const ROWS: u64 = 500_000;
 const VALUE: [u8; 200] = [0x5a; 200];
@@ -37,6 +38,9 @@ fn main() -> Result<()> {
             Ok(())
         };
 
+    if wanted.contains("wal") {
+        return wals(&report);
+    }
     if wanted.contains("sst") {
         return ssts(&report); // without the seconds that it takes to fill memtables
     }
@@ -156,6 +160,61 @@ fn ssts(report: Report<'_>) -> Result<()> {
         quarters.iter().for_each(|sst| merge.add(sst.iter()));
         scan(&mut merge, true)
     })
+}
+
+/// The wal: what a commit of one row costs the processor, and what threads that wait for their syncs get from one disk
+/// (the directory for temporary files; figures are nanoseconds for each commit, all threads together).
+fn wals(report: Report<'_>) -> Result<()> {
+    let directory = std::env::temp_dir().join(format!("cistern-bench-wal-{}", std::process::id()));
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk::open(&directory)?);
+    let epoch = AtomicU64::new(0);
+    let create = || {
+        let stream = Stream::new(BranchId::default(), Epoch(epoch.fetch_add(1, Ordering::Relaxed)));
+        Wal::create(Arc::clone(&disk), stream, WalPosition(0), WalLimits::default())
+    };
+    let key = full_key(TREE, &[7; 8]);
+    report("wal: a place, filled, without its sync", "", "", &mut || {
+        let wal = create()?;
+        let rows: Vec<_> = (0..20_000).collect();
+        Ok(each(&rows, |n, _| append(&wal, Seqno(n), &key)))
+    })?;
+    for threads in [1_u64, 8, 64] {
+        report(&format!("wal: commits of {threads} threads, synced"), "", "", &mut || {
+            let wal = create()?;
+            let turn = std::sync::Mutex::new(0);
+            let each_thread = 4000 / threads.max(8);
+            let took = timed(|| {
+                std::thread::scope(|scope| {
+                    for _ in 0..threads {
+                        scope.spawn(|| {
+                            for _ in 0..each_thread {
+                                let mut turn = turn.lock().expect("no thread panics");
+                                *turn += 1;
+                                let op = Op::Put(&key, &VALUE);
+                                let mut slot =
+                                    wal.reserve(op.encoded_len(), Seqno(*turn)).expect("there is room");
+                                drop(turn);
+                                slot.write(op);
+                                wal.sync_to(slot.finish()).expect("the disk works");
+                            }
+                        });
+                    }
+                });
+                Ok(())
+            })?;
+            Ok(took / (each_thread * threads) as f64)
+        })?;
+    }
+    drop(disk);
+    std::fs::remove_dir_all(&directory).expect("what was made here can be removed");
+    Ok(())
+}
+
+fn append(wal: &Wal, seqno: Seqno, key: &[u8]) -> WalPosition {
+    let op = Op::Put(key, &VALUE);
+    let mut slot = wal.reserve(op.encoded_len(), seqno).expect("there is room");
+    slot.write(op);
+    slot.finish()
 }
 
 /// Distinct keys without any order (the steps of splitmix64, which visits each number once).

@@ -52,5 +52,6 @@ pub mod internals {
     pub use crate::merge::Merge;
     pub use crate::source::Source;
     pub use crate::sst::{LevelIter, MeasuredSst, SstIter};
+    pub use crate::wal::{Op, Slot, Stream, Wal, WalLimits};
     pub use crate::writeset::{WriteMark, WriteSet, WriteSetIter};
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::{Edit, Flushed, Manifest, WalSpan};
 use crate::limits::LEVELS;
-use crate::version::{Run, SstMeta, Version};
+use crate::version::{SstMeta, Version};
 use crate::{BranchId, Epoch, Error, Kind, Result, Seqno, SstId, TreeId, WalPosition};
 
 const EDIT_MAGIC: [u8; 8] = *b"CISTEDIT";

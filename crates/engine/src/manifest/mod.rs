@@ -358,11 +358,6 @@ impl ManifestWriter {
         &self.published
     }
 
-    /// For validation before anything that can't be undone.
-    pub(crate) fn fence(&self) -> &Fence {
-        &self.fence
-    }
-
     /// Deletes bases and edits that no start needs any more, if a base was published since the last time. Returns
     /// whether anything was deleted.
     pub(crate) fn clean_step(&mut self) -> Result<bool> {

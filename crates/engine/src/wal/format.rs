@@ -24,7 +24,7 @@ const FLAG_VOID: u8 = 1;
 
 /// Which wal a byte belongs to.
 #[derive(Clone)]
-pub(crate) struct Stream {
+pub struct Stream {
     pub(crate) branch: BranchId,
     pub(crate) epoch: Epoch,
     seed: crc32fast::Hasher,
@@ -41,7 +41,8 @@ pub(crate) struct RecordHeader {
 }
 
 impl Stream {
-    pub(crate) fn new(branch: BranchId, epoch: Epoch) -> Self {
+    /// The wal of `epoch` in `branch`.
+    pub fn new(branch: BranchId, epoch: Epoch) -> Self {
         let mut seed = crc32fast::Hasher::new();
         seed.update(&branch.0);
         seed.update(&epoch.0.to_le_bytes());

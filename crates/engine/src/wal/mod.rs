@@ -18,8 +18,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use bytes::BytesMut;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-pub(crate) use format::{FileHeader, Stream};
-pub use format::{Op, Ops};
+pub(crate) use format::FileHeader;
+pub use format::{Op, Stream};
 use format::{PAYLOAD_BYTES_MAX, RECORD_HEADER};
 pub(crate) use local::{LocalWal, Record, SET_ASIDE};
 use segments::Segments;
@@ -29,7 +29,7 @@ use crate::{Disk, DiskError, Error, Kind, Result, Seqno, WalPosition};
 
 /// Sizes, so that tests can make them small.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct WalLimits {
+pub struct WalLimits {
     /// Length of a segment file; the disk space that an idle wal holds is up to twice that.
     pub segment_bytes: u64,
     /// Reserved bytes that may wait for being written; reserving waits beyond it.
@@ -52,7 +52,7 @@ impl Default for WalLimits {
 }
 
 /// The wal of one epoch, open for writing. Shared by all threads.
-pub(crate) struct Wal {
+pub struct Wal {
     stream: Stream,
     start: WalPosition,
     limits: WalLimits,
@@ -89,7 +89,7 @@ struct Queue {
 
 impl Wal {
     /// An empty wal whose first record will be at `start`. Its first segment exists and is durable.
-    pub(crate) fn create(
+    pub fn create(
         disk: Arc<dyn Disk>,
         stream: Stream,
         start: WalPosition,
@@ -127,7 +127,7 @@ impl Wal {
     ///
     /// Waits (and writes) while too much is buffered. `Full`: the disk has no room; no place was given out and the
     /// caller may try again later. `Failed`: see [`Self::sync_to`].
-    pub(crate) fn reserve(&self, payload_bytes: usize, seqno: Seqno) -> Result<Slot<'_>> {
+    pub fn reserve(&self, payload_bytes: usize, seqno: Seqno) -> Result<Slot<'_>> {
         if payload_bytes > PAYLOAD_BYTES_MAX {
             return Err(Error::new(
                 Kind::BadRequest,
@@ -156,7 +156,7 @@ impl Wal {
     ///
     /// `Failed`: a write or sync went wrong, now or earlier. The transaction may or may not survive a restart, and
     /// nothing more is written until then.
-    pub(crate) fn sync_to(&self, end: WalPosition) -> Result<()> {
+    pub fn sync_to(&self, end: WalPosition) -> Result<()> {
         let mut leading = self.leading.lock();
         loop {
             if self.durable() >= end {
@@ -182,22 +182,22 @@ impl Wal {
     }
 
     /// The end of what is durable.
-    pub(crate) fn durable(&self) -> WalPosition {
+    pub fn durable(&self) -> WalPosition {
         WalPosition(self.durable.load(Ordering::Acquire))
     }
 
     /// The end of what has a place. Exact under the commit lock.
-    pub(crate) fn end(&self) -> WalPosition {
+    pub fn end(&self) -> WalPosition {
         WalPosition(self.queue.lock().end)
     }
 
     /// Where this epoch's wal begins.
-    pub(crate) fn start(&self) -> WalPosition {
+    pub fn start(&self) -> WalPosition {
         self.start
     }
 
     /// Groups made durable so far.
-    pub(crate) fn syncs(&self) -> u64 {
+    pub fn syncs(&self) -> u64 {
         self.syncs.load(Ordering::Relaxed)
     }
 
@@ -307,7 +307,7 @@ impl Wal {
 
 /// A record's place. Write each change, then `finish`; dropped before that, the place is marked void, so a panic in one
 /// thread does not hold up the others.
-pub(crate) struct Slot<'a> {
+pub struct Slot<'a> {
     wal: &'a Wal,
     position: u64,
     number: u64,
@@ -319,7 +319,7 @@ pub(crate) struct Slot<'a> {
 
 impl Slot<'_> {
     /// What to pass to `sync_to`.
-    pub(crate) fn end(&self) -> WalPosition {
+    pub fn end(&self) -> WalPosition {
         WalPosition(self.position + self.record.len() as u64)
     }
 
@@ -327,12 +327,12 @@ impl Slot<'_> {
     ///
     /// # Panics
     /// If more is written than was reserved.
-    pub(crate) fn write(&mut self, op: Op<'_>) {
+    pub fn write(&mut self, op: Op<'_>) {
         self.written += op.encode(&mut self.record[self.written..]);
     }
 
     /// Adds changes that are encoded already.
-    pub(crate) fn fill(&mut self, payload: &[u8]) {
+    pub fn fill(&mut self, payload: &[u8]) {
         self.record[self.written..self.written + payload.len()].copy_from_slice(payload);
         self.written += payload.len();
     }
@@ -341,7 +341,7 @@ impl Slot<'_> {
     ///
     /// # Panics
     /// If less was written than was reserved.
-    pub(crate) fn finish(mut self) -> WalPosition {
+    pub fn finish(mut self) -> WalPosition {
         assert_eq!(self.written, self.record.len(), "a record must fill its place");
         let end = self.end();
         self.hand_over(false);
