@@ -245,3 +245,39 @@ fn a_killed_session_stops_waiting() {
     interrupt.interrupt();
     assert_eq!(waiter.join().unwrap(), Kind::Interrupted);
 }
+
+/// A join may read one row with two cursors; what one of them changed must not be unlocked by the other.
+#[test]
+fn a_row_that_another_cursor_of_the_session_changed_stays_locked() {
+    let ((mut a, mut sa), (mut b, mut sb)) = pair();
+    begin(&mut [&mut sa, &mut sb], false);
+    let mut twin = open(&sa.store().clone(), "d/t", &numbers());
+    a.cursor.set_lock(RowLock::Exclusive);
+    a.read(&mut sa, 0, &[V::I(1)], ReadFlag::Exact).unwrap();
+    twin.cursor.set_lock(RowLock::Exclusive);
+    twin.read(&mut sa, 0, &[V::I(1)], ReadFlag::Exact).unwrap();
+    twin.update(&mut sa, &row(1, Some(10), 9)).unwrap();
+    a.cursor.unlock_row(&mut sa);
+    b.cursor.set_lock(RowLock::Exclusive);
+    b.cursor.start(Some(0)).unwrap();
+    let tuple = b.shape.tuple(0, &[V::I(1)]);
+    assert_eq!(kind(b.cursor.read(&mut sb, &tuple, ReadFlag::Exact, &mut b.image)), Kind::LockTimeout);
+}
+
+/// HANDLER … READ NEXT is a statement of its own on a cursor that stays where it is.
+#[test]
+fn a_cursor_kept_over_statements_goes_on_where_it_was_with_the_new_snapshot() {
+    let ((mut a, mut sa), (mut b, mut sb)) = pair();
+    begin(&mut [&mut sa, &mut sb], false);
+    b.cursor.start(Some(0)).unwrap();
+    assert_eq!(b.next(&mut sb), Some(row(1, Some(10), 1)));
+    a.read(&mut sa, 0, &[V::I(2)], ReadFlag::Exact).unwrap();
+    a.update(&mut sa, &row(2, Some(20), 55)).unwrap();
+    a.insert(&mut sa, &row(0, None, 0)).unwrap();
+    sa.commit().unwrap();
+    sb.statement_begin();
+    assert_eq!(b.next(&mut sb), Some(row(2, Some(20), 55)));
+    sb.commit().unwrap();
+    assert_eq!(b.prev(&mut sb), Some(row(1, Some(10), 1)));
+    assert_eq!(b.prev(&mut sb), Some(row(0, None, 0)));
+}

@@ -319,3 +319,19 @@ fn a_copy_that_commits_in_chunks_is_whole() {
     }
     assert_eq!(to.table.row_count(), 500);
 }
+
+#[test]
+fn the_current_row_after_an_update_is_the_new_one() {
+    let store = store();
+    let mut t = create(&store, "d/t", &accounts());
+    let mut s = session(&store);
+    s.statement_begin();
+    t.insert(&mut s, &account(1, "a", 0)).unwrap();
+    t.read(&mut s, 0, &[V::I(1)], ReadFlag::Exact).unwrap();
+    t.update(&mut s, &account(2, "a", 0)).unwrap();
+    let mut position = vec![0; t.table.position_length()];
+    t.cursor.position(&mut position);
+    t.cursor.delete(&mut s).unwrap();
+    assert_eq!(t.scan(&mut s, Some(1)), Vec::<Vec<V>>::new());
+    assert!(!t.cursor.read_position(&mut s, &position, &mut t.image).unwrap());
+}
