@@ -198,7 +198,11 @@ impl Engine {
             disk: Arc::clone(&parts.disk),
             names: names.clone(),
             seed: parts.seed,
-            limits: WalLimits::default(),
+            limits: WalLimits {
+                segment_bytes: settings.shape.wal_segment_bytes,
+                slice_bytes: settings.shape.wal_slice_bytes,
+                ..WalLimits::default()
+            },
             fetches: if threads { FETCHES } else { 1 },
         };
         let recovered = recover(recovery, &mut |record| replay.apply(record))?;

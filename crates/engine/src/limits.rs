@@ -24,6 +24,11 @@ pub const LEVEL_BASE_BYTES: u64 = 256 << 20;
 /// L0 runs at which writers are made to wait for compaction altogether.
 pub const L0_RUNS_STOP: usize = 24;
 
+/// Length of a segment file of the wal. Up to two are allocated ahead, so an idle server holds twice that on disk.
+pub const WAL_SEGMENT_BYTES: u64 = 16 << 20;
+/// Bytes of wal after which a slice is cut; what is less goes up once in each upload interval.
+pub const WAL_SLICE_BYTES: u64 = 8 << 20;
+
 /// The sizes that give the tree its shape. Constants in production; the simulator shrinks them, so that a few thousand
 /// rows make many ssts in several levels.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +43,10 @@ pub struct Shape {
     pub l0_runs: usize,
     /// See [`L0_RUNS_STOP`].
     pub l0_runs_stop: usize,
+    /// Length of a segment file of the wal.
+    pub wal_segment_bytes: u64,
+    /// Bytes of wal after which a slice is cut.
+    pub wal_slice_bytes: u64,
 }
 
 impl Default for Shape {
@@ -48,6 +57,8 @@ impl Default for Shape {
             level_ratio: LEVEL_RATIO,
             l0_runs: L0_RUNS,
             l0_runs_stop: L0_RUNS_STOP,
+            wal_segment_bytes: WAL_SEGMENT_BYTES,
+            wal_slice_bytes: WAL_SLICE_BYTES,
         }
     }
 }

@@ -96,6 +96,8 @@ impl Plan {
                 level_ratio: random.pick(&[2, 4, 8]),
                 l0_runs,
                 l0_runs_stop: l0_runs * 6,
+                wal_segment_bytes: random.pick(&[4 << 10, 64 << 10]),
+                wal_slice_bytes: random.pick(&[2 << 10, 1 << 20]),
             },
             planted: options.planted,
             gentle: options.gentle,

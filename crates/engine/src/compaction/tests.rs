@@ -42,6 +42,7 @@ impl Toy {
                 level_ratio: 2,
                 l0_runs: 3,
                 l0_runs_stop: 9,
+                ..Shape::default()
             },
             version: Version::default(),
             contents: BTreeMap::new(),

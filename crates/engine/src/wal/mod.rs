@@ -25,6 +25,7 @@ pub(crate) use local::{LocalWal, Record, SET_ASIDE};
 use segments::Segments;
 pub(crate) use slices::{Chain, Uploader, chain, fetch, read_slice};
 
+use crate::limits::{WAL_SEGMENT_BYTES, WAL_SLICE_BYTES};
 use crate::{Disk, DiskError, Error, Kind, Result, Seqno, WalPosition};
 
 /// Sizes, so that tests can make them small.
@@ -43,10 +44,10 @@ pub struct WalLimits {
 impl Default for WalLimits {
     fn default() -> Self {
         Self {
-            segment_bytes: 16 << 20,
+            segment_bytes: WAL_SEGMENT_BYTES,
             buffered_bytes_max: 16 << 20,
             chunk_bytes: 256 << 10,
-            slice_bytes: 8 << 20,
+            slice_bytes: WAL_SLICE_BYTES,
         }
     }
 }
