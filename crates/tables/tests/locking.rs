@@ -281,3 +281,18 @@ fn a_cursor_kept_over_statements_goes_on_where_it_was_with_the_new_snapshot() {
     assert_eq!(b.prev(&mut sb), Some(row(1, Some(10), 1)));
     assert_eq!(b.prev(&mut sb), Some(row(0, None, 0)));
 }
+
+/// Rows that came after the snapshot are no conflict for a locking scan: as in the snapshot, they are not there.
+#[test]
+fn a_locking_scan_in_repeatable_read_stays_with_its_snapshot() {
+    let ((mut a, mut sa), (mut b, mut sb)) = pair();
+    begin(&mut [&mut sa, &mut sb], true);
+    assert_eq!(b.scan(&mut sb, None).len(), 3);
+    a.insert(&mut sa, &row(9, None, 0)).unwrap();
+    sa.commit().unwrap();
+    b.cursor.set_lock(RowLock::Exclusive);
+    assert_eq!(b.scan(&mut sb, None).len(), 3);
+    assert_eq!(b.scan(&mut sb, Some(2)).len(), 3);
+    sb.set_conflict_detection(false);
+    assert_eq!(b.scan(&mut sb, Some(2)).len(), 4, "InnoDB's way: the newest");
+}

@@ -41,6 +41,7 @@ fn tables_files_and_counters_are_there_after_a_restart_with_and_without_the_disk
     let store = start(&bucket, disk.clone());
     store.file_put("d/db.opt", b"utf8mb4").unwrap();
     create(&store, "d/empty", &shape());
+    create(&store, "d/truncated", &shape()).table.truncate().unwrap();
     create(&store, "d/dropped", &shape());
     let mut t = create(&store, "d/t", &shape());
     let mut s = session(&store);
@@ -59,9 +60,10 @@ fn tables_files_and_counters_are_there_after_a_restart_with_and_without_the_disk
         let store = start(&bucket, disk);
         let mut names = Vec::new();
         store.list("d", &mut |name| names.push(name.to_owned())).unwrap();
-        assert_eq!(names, ["empty", "t"]);
+        assert_eq!(names, ["empty", "t", "truncated"]);
         assert_eq!(store.file_get("d/db.opt").unwrap().as_deref(), Some(&b"utf8mb4"[..]));
         let (mut t, mut empty) = (open(&store, "d/t", &shape()), open(&store, "d/empty", &shape()));
+        let mut truncated = open(&store, "d/truncated", &shape());
         let mut s = session(&store);
         s.statement_begin();
         assert_eq!(t.scan(&mut s, None), rows);
@@ -70,10 +72,12 @@ fn tables_files_and_counters_are_there_after_a_restart_with_and_without_the_disk
         // A table that had no row yet did not lend its trees to one that is made now.
         let mut fresh = create(&store, "d/fresh", &shape());
         fresh.insert(&mut s, &rows[0]).unwrap();
-        assert_eq!(empty.scan(&mut s, None), Vec::<Vec<V>>::new());
+        for other in [&mut empty, &mut truncated] {
+            assert_eq!(other.scan(&mut s, None), Vec::<Vec<V>>::new());
+        }
         s.rollback();
         store.drop_table("d/fresh").unwrap();
-        drop((t, empty, fresh, s));
+        drop((t, empty, truncated, fresh, s));
         stop(store);
     }
 }

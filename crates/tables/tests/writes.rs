@@ -5,7 +5,7 @@
 mod common;
 
 use common::*;
-use tables::{Error, ReadFlag, RowLock};
+use tables::{Error, ReadFlag, RowLock, Storage};
 
 fn accounts() -> Shape {
     Shape::new(
@@ -334,4 +334,49 @@ fn the_current_row_after_an_update_is_the_new_one() {
     t.cursor.delete(&mut s).unwrap();
     assert_eq!(t.scan(&mut s, Some(1)), Vec::<Vec<V>>::new());
     assert!(!t.cursor.read_position(&mut s, &position, &mut t.image).unwrap());
+}
+
+/// The server computes virtual columns; those that an index uses are kept, and every update brings their new value even if the record
+/// happened to hold the same bytes before.
+#[test]
+fn virtual_columns_are_kept_only_for_their_indexes() {
+    let store = store();
+    let shape = Shape::new(
+        &[
+            int(4),
+            int(4),
+            int(4).null().stored_as(Storage::Computed),
+            varchar(10, Text::Binary).null().stored_as(Storage::Absent),
+        ],
+        &[unique(&[part(0)]), plain(&[part(2)])],
+    );
+    let mut t = create(&store, "d/t", &shape);
+    let mut s = session(&store);
+    s.statement_begin();
+    t.insert(&mut s, &[V::I(1), V::I(10), V::I(20), text("absent")]).unwrap();
+    // The NULL bit of the column that is not kept stays as the caller has it.
+    let null_bit = 1 << 4;
+    for before in [0, null_bit] {
+        t.image.fill(0xee);
+        t.image[0] = before;
+        t.cursor.start(None).unwrap();
+        assert!(t.cursor.next(&mut s, &mut t.image).unwrap());
+        assert_eq!(t.image[0] & null_bit, before);
+        assert_eq!(shape.columns_of(&t.image, &[0, 1, 2]), [V::I(1), V::I(10), V::I(20)]);
+    }
+    // Read without the computed column, while the buffer already holds what its new value will be.
+    t.cursor.set_columns(Some(&[0b0011]));
+    t.cursor.set_lock(RowLock::Exclusive);
+    let new = shape.record(&[V::I(1), V::I(11), V::I(22), text("other")]);
+    t.image = new.image.clone();
+    t.cursor.start(Some(0)).unwrap();
+    let tuple = shape.tuple(0, &[V::I(1)]);
+    assert!(t.cursor.read(&mut s, &tuple, ReadFlag::Exact, &mut t.image).unwrap());
+    let old = t.image.clone();
+    new.with(|record| t.cursor.update(&mut s, &old, record)).unwrap();
+    t.cursor.set_columns(Some(&[0b0111]));
+    t.cursor.start(Some(1)).unwrap();
+    let tuple = shape.tuple(1, &[V::I(22)]);
+    assert!(t.cursor.read(&mut s, &tuple, ReadFlag::Exact, &mut t.image).unwrap());
+    assert_eq!(shape.columns_of(&t.image, &[0, 1, 2]), [V::I(1), V::I(11), V::I(22)]);
 }

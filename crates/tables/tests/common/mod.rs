@@ -103,10 +103,11 @@ pub struct Column {
     pub length_bytes: u8,
     pub nullable: bool,
     pub text: Text,
+    pub storage: Storage,
 }
 
 fn column(kind: Kind, bytes: u32) -> Column {
-    Column { kind, bytes, length_bytes: 0, nullable: false, text: Text::Binary }
+    Column { kind, bytes, length_bytes: 0, nullable: false, text: Text::Binary, storage: Storage::Stored }
 }
 pub fn int(bytes: u32) -> Column {
     column(Kind::Int, bytes)
@@ -136,6 +137,9 @@ pub fn blob(length_bytes: u8, text: Text) -> Column {
 impl Column {
     pub fn null(self) -> Self {
         Self { nullable: true, ..self }
+    }
+    pub fn stored_as(self, storage: Storage) -> Self {
+        Self { storage, ..self }
     }
     pub fn compare(&self, a: &V, b: &V) -> Ordering {
         match (a, b) {
@@ -241,7 +245,7 @@ impl Shape {
                     },
                     collation: CollationId(if column.text == Text::CaselessWide { 2 } else { 1 }),
                     char_bytes_max: 1,
-                    storage: Storage::Stored,
+                    storage: column.storage,
                 };
                 offset += column.bytes;
                 field
