@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bucket::MemoryBucket;
@@ -25,6 +25,8 @@ pub(crate) struct Shared {
     pub(crate) clock: Arc<TurnedClock>,
     pub(crate) line: Mutex<Line>,
     pub(crate) counters: Mutex<Counters>,
+    /// Machines do not stop by themselves any more.
+    pub(crate) calm: AtomicBool,
     trace: Mutex<Trace>,
 }
 
@@ -98,6 +100,7 @@ impl Shared {
                 machines: 0,
             }),
             counters: Mutex::default(),
+            calm: AtomicBool::new(false),
             trace: Mutex::new(Trace { loud, ..Trace::default() }),
         })
     }

@@ -89,7 +89,7 @@ impl Plan {
             memtable_bytes: random.pick(&[4 << 10, 16 << 10, 128 << 10]),
             block_cache_bytes: random.pick(&[0, 64 << 10, 16 << 20]),
             disk_cache_bytes: random.pick(&[0, 512 << 10, 16 << 20]),
-            unuploaded_bytes_max: random.pick(&[64 << 10, 1 << 30, 1 << 30]),
+            unuploaded_bytes_max: random.pick(&[256 << 10, 1 << 30, 1 << 30]),
             shape: Shape {
                 sst_bytes,
                 level_base_bytes: sst_bytes as u64 * 2,

@@ -170,7 +170,7 @@ impl Process {
             let keys: std::collections::BTreeSet<_> = want.keys().chain(got.keys()).collect();
             keys.into_iter().filter(|key| want.get(*key) != got.get(*key)).cloned().collect::<Vec<_>>()
         };
-        let nearest = (0..=past.len()).min_by_key(|state| differing(*state).len()).unwrap_or(0);
+        let nearest = (0..=past.len()).rev().min_by_key(|state| differing(*state).len()).unwrap_or(0);
         let differences: Vec<String> = differing(nearest)
             .iter()
             .take(5)
@@ -523,6 +523,14 @@ impl Process {
             return Ok(());
         }
         let tree = random.pick(&candidates);
+        // The drop of an empty tree leaves no trace that would tell whether it happened; another write does.
+        let key = self.key_in(FIXED_TREES[0], random);
+        if !self.locks(which, &key, LockMode::Exclusive)? {
+            return Ok(());
+        }
+        let value = self.value(random);
+        let outcome = self.clients[which].write(&key, Some(value))?;
+        self.judge(outcome)?;
         // Nobody may use it from here on; a rollback gives it back.
         self.trees.retain(|live| *live != tree);
         self.clients[which].drop_tree(tree);
