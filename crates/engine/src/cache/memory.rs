@@ -442,7 +442,7 @@ mod tests {
         evicted.iter().for_each(|&block| {
             touch(&hot, block);
         });
-        (100..160).for_each(|block| {
+        (100..400).for_each(|block| {
             touch(&cold, block);
         });
         assert!(evicted.iter().all(|&block| hot.block(0, block).peek().is_some()));
