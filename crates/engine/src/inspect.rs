@@ -3,13 +3,15 @@
 use std::fmt::Write;
 
 use bucket::{Names, ObjectName};
+use bytes::Bytes;
 
 use crate::claim;
 use crate::manifest;
+use crate::sst;
 use crate::wal::{FileHeader, Op, Record, Stream, read_slice};
-use crate::{Error, Kind, Result};
+use crate::{Epoch, Error, Kind, Result, SstId};
 
-/// What a claim, an edit, a base or a wal slice says, one line for each thing. The name tells which of them it is.
+/// What a claim, an edit, a base, a wal slice or an sst says, one line for each thing. The name tells which of them it is.
 ///
 /// Values of rows are not shown, keys are. `Corrupt` says what is wrong with the object; `BadRequest` if its kind or format
 /// is unknown.
@@ -21,8 +23,12 @@ pub fn inspect_object(name: &ObjectName, object: &[u8]) -> Result<String> {
         manifest::describe(name, object)
     } else if Names::parse_wal_slice(name).is_some() {
         slice(name, object)
+    } else if let Some((epoch, counter)) = Names::parse_sst(name).filter(|_| directory == "sst") {
+        let id = SstId { epoch: Epoch(epoch), counter };
+        sst::describe(id, &Bytes::copy_from_slice(object))
+            .map_err(|error| Error::new(error.kind(), name.to_string()).with_cause(error))
     } else {
-        Err(Error::new(Kind::BadRequest, format!("{name} is no claim, edit, base or wal slice")))
+        Err(Error::new(Kind::BadRequest, format!("{name} is no claim, edit, base, wal slice or sst")))
     }
 }
 

@@ -357,7 +357,9 @@ impl DiskCache {
             return false;
         }
         if let Some(chunks) = state.chunks.get_mut(&id) {
-            chunks_of(&range).for_each(|chunk| drop(chunks.remove(&chunk)));
+            for chunk in chunks_of(&range) {
+                chunks.remove(&chunk);
+            }
         }
         if state.drop_sst(id) {
             drop(state);

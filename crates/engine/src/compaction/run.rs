@@ -227,7 +227,7 @@ mod tests {
 
         fn read(&self, run: &[Arc<SstMeta>]) -> Vec<(Vec<u8>, u64)> {
             let mut iter = LevelIter::new(Arc::clone(&self.store), run.into(), Purpose::Query);
-            iter.seek_first().expect("readable");
+            iter.seek(&[], Seqno(u64::MAX)).expect("readable");
             let mut all = Vec::new();
             while iter.valid() {
                 all.push((iter.key().to_vec(), iter.seqno().0));

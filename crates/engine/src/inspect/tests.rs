@@ -112,9 +112,16 @@ base 0, last edited by epoch 0
 #[test]
 fn a_damaged_object_is_told_too() {
     let names = Names::new("main");
-    for name in [names.claim(1), names.manifest_base(0), names.manifest_edit(1), names.wal_slice(1, 0)] {
+    for name in [
+        names.claim(1),
+        names.manifest_base(0),
+        names.manifest_edit(1),
+        names.wal_slice(1, 0),
+        names.sst(1, 2),
+    ] {
         let error = inspect_object(&name, b"garbage").unwrap_err();
         assert!(error.kind() == Kind::Corrupt && error.to_string().contains(name.as_str()), "{error}");
     }
-    assert_eq!(inspect_object(&names.sst(1, 2), b"").unwrap_err().kind(), Kind::BadRequest);
+    let stray = ObjectName::from_listing("main/stray");
+    assert_eq!(inspect_object(&stray, b"").unwrap_err().kind(), Kind::BadRequest);
 }

@@ -116,11 +116,6 @@ impl SstBuilder {
         self.summary.entries == 0
     }
 
-    /// Full key of the version added last; empty at first.
-    pub(crate) fn last_key(&self) -> &[u8] {
-        &self.summary.last_key
-    }
-
     /// What the manifest must know, and the object's bytes.
     ///
     /// # Panics

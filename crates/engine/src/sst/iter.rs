@@ -250,22 +250,6 @@ impl LevelIter {
         Self { store, run, purpose, at: 0, iter: None }
     }
 
-    /// Moves to the first version.
-    pub(crate) fn seek_first(&mut self) -> Result<()> {
-        if self.run.is_empty() {
-            return Ok(());
-        }
-        self.enter(0)?.seek_first()
-    }
-
-    /// Moves to the last version.
-    pub(crate) fn seek_last(&mut self) -> Result<()> {
-        if self.run.is_empty() {
-            return Ok(());
-        }
-        self.enter(self.run.len() - 1)?.seek_last()
-    }
-
     /// Opens an sst for a seek.
     fn enter(&mut self, at: usize) -> Result<&mut SstIter> {
         if self.iter.is_none() || self.at != at {

@@ -5,6 +5,7 @@
 
 mod block;
 mod builder;
+mod describe;
 mod filter;
 pub(crate) mod format;
 mod iter;
@@ -14,9 +15,10 @@ mod reader;
 mod tests;
 
 pub(crate) use builder::{SstBuilder, SstOptions};
-pub(crate) use filter::{Filter, hash};
+pub(crate) use describe::describe;
+pub(crate) use filter::hash;
 pub(crate) use format::Compression;
 pub(crate) use iter::estimate;
 pub use iter::{LevelIter, SstIter};
 pub use measured::MeasuredSst;
-pub(crate) use reader::{Found, Purpose, Sst, find_in_run, verify};
+pub(crate) use reader::{Purpose, Sst, find_in_run, verify};

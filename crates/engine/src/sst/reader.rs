@@ -10,8 +10,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::block::{Block, Row};
-use super::filter::{self, Filter};
-use super::format::{BlockKind, Footer, Handle, check_seal, unseal};
+use super::filter::Filter;
+use super::format::{BlockKind, Compression, Footer, Handle, check_seal, unseal};
 use crate::cache::{BlockCache, Held, Slots};
 use crate::store::{ByteSource, Keep};
 use crate::version::SstMeta;
@@ -117,17 +117,7 @@ impl Sst {
         })
     }
 
-    /// Its name.
-    pub(crate) fn id(&self) -> SstId {
-        self.id
-    }
-
-    /// The newest version of `full_key` that is not newer than `at`.
-    pub(crate) fn get(&self, full_key: &[u8], at: Seqno) -> Result<Option<Found>> {
-        self.get_hashed(full_key, filter::hash(full_key), at)
-    }
-
-    /// The same for a caller who asks several ssts: `hash` is [`filter::hash`] of the key.
+    /// The newest version of `full_key`, whose [`hash`](super::hash) is `hash`, that is not newer than `at`.
     pub(crate) fn get_hashed(&self, full_key: &[u8], hash: u64, at: Seqno) -> Result<Option<Found>> {
         let partition = self.top.lower_bound(full_key, Seqno(u64::MAX));
         if partition == self.partitions.len() {
@@ -566,6 +556,36 @@ impl Window {
         self.start = wide.start;
         within(self).ok_or_else(|| Error::new(Kind::Bug, "a window without the block it was fetched for"))
     }
+}
+
+/// What the manifest should say of `object`, by its own account.
+pub(super) fn meta_of(id: SstId, object: &Bytes) -> Result<SstMeta> {
+    let wrong = || Error::corrupt(format!("{id}: its summary does not add up"));
+    let bytes = object.len() as u64;
+    let handle = Footer::decode(id, bytes, object)?.summary;
+    let end = handle.offset.checked_add(handle.bytes.into()).filter(|&end| end <= bytes).ok_or_else(wrong)?;
+    let sealed = &object[handle.offset as usize..end as usize];
+    let summary = unseal(id, handle.offset, BlockKind::Summary, sealed)?;
+    Ok(SstSummary::decode(&summary).ok_or_else(wrong)?.into_meta(id, bytes))
+}
+
+/// Calls `see` with each data block's handle, packing and block, in order.
+pub(super) fn each_block(
+    meta: &SstMeta,
+    object: &Bytes,
+    mut see: impl FnMut(Handle, Compression, &Block),
+) -> Result<()> {
+    let sst = Sst::open(meta, ByteSource::Memory(object.clone()), &BlockCache::new(0))?;
+    for partition in 0..sst.partitions() {
+        let body = sst.partition(partition)?;
+        for row in 0..body.index.rows() {
+            let handle = handle_at(&body.index, row);
+            let sealed = &object[handle.offset as usize..handle.range().end as usize];
+            let (_, compression, _) = check_seal(meta.id, handle.offset, BlockKind::Data, sealed)?;
+            see(handle, compression, &sst.decoded_block(handle, None)?);
+        }
+    }
+    Ok(())
 }
 
 /// Checks every checksum in `bytes`, which should be the sst that the manifest calls `meta`.

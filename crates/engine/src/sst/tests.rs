@@ -83,7 +83,7 @@ proptest! {
         for (key, seqno, ..) in probes.iter().chain(&versions) {
             for at in [*seqno, Seqno(seqno.0 + 1), Seqno(u64::MAX)] {
                 let expected = versions.iter().find(|version| version.0 == *key && version.1 <= at);
-                let found = sst.get(key, at).unwrap();
+                let found = sst.get_hashed(key, hash(key), at).unwrap();
                 let found = found.map(|found| (key.clone(), found.seqno(), found.kind(), found.value().to_vec()));
                 prop_assert_eq!(found.as_ref(), expected);
             }
@@ -137,9 +137,9 @@ proptest! {
         }
         let mut iter = LevelIter::new(store, run.into(), purpose);
         take(&mut iter, &versions, &walk)?;
-        iter.seek_first().unwrap();
+        iter.seek(&[], Seqno(u64::MAX)).unwrap();
         prop_assert_eq!(standing(&iter), versions.first().cloned());
-        iter.seek_last().unwrap();
+        iter.seek_before(&[255; 20]).unwrap();
         prop_assert_eq!(standing(&iter), versions.last().cloned());
     }
 
@@ -223,7 +223,7 @@ fn read_all(meta: &SstMeta, bytes: Bytes, versions: &[Version]) -> Result<()> {
     let sst = open(meta, bytes, 1 << 20)?;
     let mut errors = Vec::new();
     for (key, seqno, kind, value) in versions {
-        match sst.get(key, *seqno) {
+        match sst.get_hashed(key, hash(key), *seqno) {
             Ok(Some(found)) => {
                 assert_eq!((found.seqno(), found.kind(), found.value()), (*seqno, *kind, &value[..]))
             }
@@ -323,7 +323,7 @@ fn versions_of_one_key_may_fill_many_blocks() {
     let (meta, bytes) = built(&versions, small(Compression::Lz4));
     let sst = open(&meta, bytes, 1 << 20).unwrap();
     for at in 0..500 {
-        assert_eq!(sst.get(b"0000k", Seqno(at)).unwrap().unwrap().seqno(), Seqno(at));
+        assert_eq!(sst.get_hashed(b"0000k", hash(b"0000k"), Seqno(at)).unwrap().unwrap().seqno(), Seqno(at));
         let mut iter = SstIter::new(Arc::clone(&sst), Purpose::Query);
         iter.seek(b"0000k", Seqno(at)).unwrap();
         assert_eq!((iter.key(), iter.seqno()), (&b"0000k"[..], Seqno(at)));
@@ -393,4 +393,17 @@ fn the_files_of_format_version_1_open_and_say_the_same() {
             verify(&meta, &kept).unwrap();
         }
     }
+}
+
+#[test]
+fn an_sst_is_told_in_words() {
+    let (_, bytes) = built(&numbered(120), SstOptions::new(Compression::Lz4));
+    let told = describe(ID, &bytes).unwrap();
+    let begins = format!(
+        "sst 2-5, {} bytes, 120 versions, of which 0 deletions, seqno 7 to 7\n\
+         keys 0000000000000000 to 0000007700000077\nblock at 0x0, ",
+        bytes.len()
+    );
+    assert!(told.starts_with(&begins), "{told}");
+    assert!(told.ends_with(" bytes, Lz4, 120 versions from 0000000000000000\n"), "{told}");
 }

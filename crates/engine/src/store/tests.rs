@@ -97,14 +97,18 @@ impl World {
     fn get(&self, row: u32) -> Result<()> {
         let run = self.run();
         let meta = sst::find_in_run(&run, &key(row)).expect("the row is in some sst");
-        let found = self.store.open(meta)?.get(&key(row), Seqno(9))?.expect("the row is there");
+        let found = self
+            .store
+            .open(meta)?
+            .get_hashed(&key(row), sst::hash(&key(row)), Seqno(9))?
+            .expect("the row is there");
         assert_eq!(found.value(), value(row), "row {row}");
         Ok(())
     }
 
     fn scan(&self, rows: u32, purpose: Purpose) -> Result<()> {
         let mut iter = LevelIter::new(Arc::clone(&self.store), self.run(), purpose);
-        iter.seek_first()?;
+        iter.seek(&[], Seqno(u64::MAX))?;
         for row in 0..rows {
             assert_eq!((iter.key(), iter.value()), (&key(row)[..], &value(row)[..]));
             iter.next()?;
@@ -322,7 +326,7 @@ fn one_wrong_answer_of_the_store_is_asked_again() {
             [SstMeta { opened: OpenSst::default(), ..(*world.metas[0]).clone() }].map(Arc::new).into(),
             Purpose::Query,
         );
-        iter.seek_first().unwrap();
+        iter.seek(&[], Seqno(u64::MAX)).unwrap();
         for row in 0..2000 {
             assert_eq!(iter.value(), value(row));
             iter.next().unwrap();
@@ -342,11 +346,21 @@ fn an_outage_is_an_error_that_may_pass_and_local_data_is_read_on() {
     let sst = Arc::new(SstMeta { opened: OpenSst::default(), ..(*world.metas[0]).clone() });
     let refused = world.store.open(&sst).map(|_| ()).unwrap_err();
     assert_eq!(refused.kind(), Kind::Unavailable);
-    assert!(world.store.open(&meta).unwrap().get(&key(1250), Seqno(9)).unwrap().is_some());
+    assert!(
+        world
+            .store
+            .open(&meta)
+            .unwrap()
+            .get_hashed(&key(1250), sst::hash(&key(1250)), Seqno(9))
+            .unwrap()
+            .is_some()
+    );
 
     bucket.faults().set_rules(vec![]);
     world.store.upload(meta.id).unwrap();
-    assert!(world.store.open(&sst).unwrap().get(&key(1), Seqno(9)).unwrap().is_some());
+    assert!(
+        world.store.open(&sst).unwrap().get_hashed(&key(1), sst::hash(&key(1)), Seqno(9)).unwrap().is_some()
+    );
 }
 
 #[test]
