@@ -1,0 +1,166 @@
+//! What the engine costs through its public face, in nanoseconds: point reads, scans, locks, commits.
+//!
+//! 500,000 rows of 200 bytes, all in memory: in the memtable, in a run of L0 on top of the deepest level, and merged.
+//! The disk forgets (it is the simulator's), so a commit is what the processor does for it. Best of five rounds.
+//!
+//! ```console
+//! $ cargo run --release -p bench --bin bench-engine
+//! ```
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bucket::MemoryBucket;
+use engine::{
+    Background, Cursor, Engine, Isolation, Job, LockMode, LockWait, Parts, ReadAs, Result, Settings, SimDisk,
+    SystemClock, TreeId,
+};
+
+const ROWS: u64 = 500_000;
+const VALUE: [u8; 200] = [0x5a; 200];
+const TREE: TreeId = TreeId(70);
+const WAIT: LockWait<'static> = LockWait { timeout: Duration::from_secs(50), interrupted: &|| false };
+
+fn main() -> Result<()> {
+    let settings = Settings {
+        background: Background::Manual,
+        memtable_bytes: 1 << 30,
+        block_cache_bytes: 1 << 30,
+        ..Settings::default()
+    };
+    let parts = Parts {
+        bucket: Arc::new(MemoryBucket::new()),
+        disk: Arc::new(SimDisk::new(1)),
+        clock: Arc::new(SystemClock::default()),
+        seed: 1,
+    };
+    let engine = Engine::open(parts, settings)?;
+    let mut txn = engine.begin();
+    for n in 0..ROWS {
+        txn.put(TREE, &key(n), &VALUE)?;
+        if n % 1000 == 0 {
+            txn.commit()?;
+        }
+    }
+    txn.commit()?;
+    println!("{:<58}{:>9}", "ns each", "measured");
+    reads(&engine, "memtable")?;
+    settle(&engine)?;
+    reads(&engine, "merged")?;
+    for n in (0..ROWS).step_by(20) {
+        txn.put(TREE, &key(n), &VALUE)?;
+    }
+    txn.commit()?;
+    engine.step(Job::Freeze)?;
+    engine.step(Job::Flush)?;
+    txn.put(TREE, &key(0), &VALUE)?;
+    txn.commit()?;
+    reads(&engine, "memtable, L0 and merged")?;
+    writes(&engine)
+}
+
+fn reads(engine: &Arc<Engine>, place: &str) -> Result<()> {
+    let mut txn = engine.begin();
+    txn.set_isolation(Isolation::ReadCommitted);
+    report(&format!("{place}: statement with one get"), 200_000, |n| {
+        txn.statement_begin();
+        let found = txn.get(TREE, &key(n * 7919 % ROWS), ReadAs::Snapshot, |value| value[0])?;
+        txn.commit()?;
+        assert!(found.is_some(), "row {n} is there");
+        Ok(())
+    })?;
+    txn.snapshot_now();
+    let mut cursor = Cursor::new(engine);
+    let mut stands = false;
+    report(&format!("{place}: open, seek, 10 steps, close; each row"), 200_000, |n| {
+        if n % 10 == 0 {
+            cursor.open(&mut txn, TREE, ReadAs::Snapshot)?;
+            stands = cursor.seek(&mut txn, &key(n * 7919 % ROWS))?;
+        } else if stands {
+            stands = cursor.next(&mut txn)?;
+        }
+        if n % 10 == 9 {
+            cursor.close();
+        }
+        Ok(())
+    })?;
+    cursor.open(&mut txn, TREE, ReadAs::Snapshot)?;
+    report(&format!("{place}: open and close"), 200_000, |_| {
+        cursor.open(&mut txn, TREE, ReadAs::Snapshot)?;
+        cursor.close();
+        Ok(())
+    })?;
+    for ahead in [true, false] {
+        cursor.open(&mut txn, TREE, ReadAs::Snapshot)?;
+        let direction = if ahead { "forward" } else { "backward" };
+        let mut sum = 0;
+        report(&format!("{place}: full scan {direction}"), ROWS, |n| {
+            match (n, ahead) {
+                (0, true) => cursor.seek_first(&mut txn)?,
+                (0, false) => cursor.seek_last(&mut txn)?,
+                (_, true) => cursor.next(&mut txn)?,
+                (_, false) => cursor.prev(&mut txn)?,
+            };
+            sum += u64::from(cursor.key()[7]) + u64::from(cursor.value()[100]);
+            Ok(())
+        })?;
+        black_box(sum);
+    }
+    Ok(())
+}
+
+fn writes(engine: &Arc<Engine>) -> Result<()> {
+    let mut txn = engine.begin();
+    report("commit of one inserted row (lock, put, commit)", 100_000, |n| {
+        let key = key(n * 7919 % ROWS + ROWS);
+        txn.lock(TREE, &key, LockMode::Exclusive, &WAIT)?;
+        txn.put(TREE, &key, &VALUE)?;
+        txn.commit().map(drop)
+    })?;
+    report("row of a commit of 100 updates (lock, get, put)", 200_000, |n| {
+        let key = key(n * 7919 % ROWS);
+        txn.lock(TREE, &key, LockMode::Exclusive, &WAIT)?;
+        txn.get(TREE, &key, ReadAs::Newest, |value| black_box(value[0]))?;
+        txn.put(TREE, &key, &VALUE)?;
+        if n % 100 == 99 {
+            txn.commit()?;
+        }
+        Ok(())
+    })?;
+    txn.commit().map(drop)
+}
+
+fn settle(engine: &Engine) -> Result<()> {
+    engine.step(Job::Freeze)?;
+    let jobs = [Job::Flush, Job::UploadWal, Job::Publish, Job::Compact, Job::CollectGarbage];
+    loop {
+        let mut worked = false;
+        for job in jobs {
+            worked |= engine.step(job)?;
+        }
+        if !worked {
+            return Ok(());
+        }
+    }
+}
+
+/// Scattered, but the same each time.
+fn key(n: u64) -> [u8; 8] {
+    let n = n.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (n ^ (n >> 31)).to_be_bytes()
+}
+
+#[expect(clippy::disallowed_methods, reason = "a benchmark is about the machine's own time")]
+fn report(name: &str, times: u64, mut act: impl FnMut(u64) -> Result<()>) -> Result<()> {
+    let mut best = f64::MAX;
+    for _ in 0..5 {
+        let start = Instant::now();
+        for n in 0..times {
+            act(n)?;
+        }
+        best = best.min(start.elapsed().as_nanos() as f64 / times as f64);
+    }
+    println!("{name:<58}{best:>9.0}");
+    Ok(())
+}
