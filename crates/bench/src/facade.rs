@@ -1,7 +1,8 @@
 //! What the engine costs through its public face, in nanoseconds: point reads, scans, locks, commits.
 //!
 //! 500,000 rows of 200 bytes, all in memory: in the memtable, in a run of L0 on top of the deepest level, and merged.
-//! The disk forgets (it is the simulator's), so a commit is what the processor does for it. Best of five rounds.
+//! The disk forgets (it is the simulator's), so a commit is what the processor does for it. Best of five rounds. Then
+//! commits of one row by many threads, on a real disk under `target/`, with every background thread at work.
 //!
 //! ```console
 //! $ cargo run --release -p bench --bin bench-engine
@@ -13,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use bucket::MemoryBucket;
 use engine::{
-    Background, Cursor, Engine, Isolation, Job, LockMode, LockWait, Parts, ReadAs, Result, Settings, SimDisk,
-    SystemClock, TreeId,
+    Background, Clock, Cursor, Engine, Isolation, Job, LockMode, LockWait, Parts, ReadAs, RealDisk, Result,
+    Settings, SimDisk, SystemClock, TreeId,
 };
 
 const ROWS: u64 = 500_000;
@@ -23,6 +24,10 @@ const TREE: TreeId = TreeId(70);
 const WAIT: LockWait<'static> = LockWait { timeout: Duration::from_secs(50), interrupted: &|| false };
 
 fn main() -> Result<()> {
+    let wanted = std::env::args().nth(1);
+    if wanted.as_deref() == Some("synced") {
+        return [1, 8, 64].into_iter().try_for_each(synced);
+    }
     let settings = Settings {
         background: Background::Manual,
         memtable_bytes: 1 << 30,
@@ -57,7 +62,55 @@ fn main() -> Result<()> {
     txn.put(TREE, &key(0), &VALUE)?;
     txn.commit()?;
     reads(&engine, "memtable, L0 and merged")?;
-    writes(&engine)
+    writes(&engine)?;
+    println!("\n{:<58}{:>9}{:>12}", "commits of one row on a real disk", "a second", "for a sync");
+    [1, 8, 64].into_iter().try_for_each(synced)
+}
+
+fn synced(threads: u64) -> Result<()> {
+    let root = std::path::Path::new("target").join(format!("bench-engine-{}", std::process::id()));
+    std::fs::create_dir_all(root.join("bucket")).expect("target/ can be written");
+    let parts = Parts {
+        bucket: Arc::new(bucket::DirectoryBucket::open(&root.join("bucket"))?),
+        disk: Arc::new(RealDisk::open(root.join("data"))?),
+        clock: Arc::new(SystemClock::default()),
+        seed: 1,
+    };
+    let engine = Engine::open(parts, Settings { memtable_bytes: 4 << 20, ..Settings::default() })?;
+    let clock = SystemClock::default();
+    let time = Duration::from_secs(3);
+    std::thread::scope(|scope| {
+        let writers = (0..threads).map(|thread| {
+            let (engine, clock) = (&engine, &clock);
+            scope.spawn(move || {
+                let mut txn = engine.begin();
+                for n in 0.. {
+                    if clock.now() > time {
+                        break;
+                    }
+                    let key = key(thread << 32 | n);
+                    txn.lock(TREE, &key, LockMode::Exclusive, &WAIT)?;
+                    txn.put(TREE, &key, &VALUE)?;
+                    txn.commit()?;
+                }
+                Ok::<(), engine::Error>(())
+            })
+        });
+        let writers: Vec<_> = writers.collect();
+        writers.into_iter().try_for_each(|writer| writer.join().expect("a writer does not panic"))
+    })?;
+    let count = |name: &str| engine.status().get(name).unwrap_or(0);
+    let (commits, syncs) = (count("commits"), count("wal_syncs"));
+    println!(
+        "{:<58}{:>9}{:>12.1}",
+        format!("{threads} threads ({} flushes, {} merges)", count("flushes"), count("compactions")),
+        commits / 3,
+        commits as f64 / syncs as f64
+    );
+    engine.close()?;
+    drop(engine);
+    _ = std::fs::remove_dir_all(root);
+    Ok(())
 }
 
 fn reads(engine: &Arc<Engine>, place: &str) -> Result<()> {

@@ -141,7 +141,8 @@ fn work(job: Job, bell: &Bell, engine: &Weak<Engine>) {
                 if job == Job::UploadWal { bell.pause(wal_interval) } else { bell.wait(IDLE) }
             }
             Err(error) => {
-                if dead {
+                // A merge that was told to stop says so with an error.
+                if dead || bell.stopped() {
                     return;
                 }
                 let retry = (RETRY_MIN * 2_u32.pow(failures)).min(RETRY_MAX);

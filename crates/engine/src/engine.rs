@@ -474,10 +474,8 @@ impl Engine {
 
     fn upload_wal(&self) -> Result<bool> {
         let worked = self.uploader.step()?;
-        if self.uploader.slices() >= SLICES_MAX
-            && self.commits.frozen_count() == 0
-            && self.commits.freeze_active()?
-        {
+        let flushing = self.commits.frozen_count() > 0 || self.tree.queued() > 0;
+        if self.uploader.slices() >= SLICES_MAX && !flushing && self.commits.freeze_active()? {
             self.workers.ring(Job::Flush);
         }
         Ok(worked)
