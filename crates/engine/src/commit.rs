@@ -20,12 +20,14 @@ use crate::version::Version;
 use crate::view::View;
 use crate::wal::{Op, Record, Wal};
 use crate::writeset::WriteSet;
-use crate::{Error, Kind, OpKind, Result, Seqno, TreeId, WalPosition, full_key};
+use crate::{Error, Kind, OpKind, Result, Seqno, TreeId, WalPosition};
 
 /// The engine's own tree.
 const OWN_TREE: TreeId = TreeId(0);
 /// Its one key: the next tree id to give out.
 const NEXT_TREE: &[u8] = b"next-tree";
+/// The same with its tree.
+const NEXT_TREE_FULL: &[u8] = b"\0\0\0\0next-tree";
 
 /// A memtable with what its flush must know.
 pub(crate) struct Table {
@@ -224,8 +226,7 @@ impl Commits {
             self.freeze(&mut turn);
         }
         let named = next_tree.0.to_be_bytes();
-        let own_key = full_key(OWN_TREE, NEXT_TREE);
-        let own = Op::Put(&own_key, &named);
+        let own = Op::Put(NEXT_TREE_FULL, &named);
         let records_tree = next_tree > turn.recorded_tree;
         let seqno = Seqno(turn.last_seqno.0 + 1);
         let own_bytes = if records_tree { own.encoded_len() } else { 0 };
@@ -243,7 +244,7 @@ impl Commits {
         }
         if records_tree {
             slot.write(own);
-            table.memtable.insert(&own_key, seqno, OpKind::Put, &named);
+            table.memtable.insert(NEXT_TREE_FULL, seqno, OpKind::Put, &named);
         }
         for tree in drops {
             slot.write(Op::DropTree(*tree));

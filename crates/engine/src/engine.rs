@@ -31,7 +31,7 @@ use crate::txn::Txn;
 use crate::view::View;
 use crate::wal::{Uploader, WalLimits};
 use crate::writeset::WriteSet;
-use crate::{Clock, Disk, Epoch, Error, Kind, Result, Seqno, TreeId, full_key, gc};
+use crate::{Clock, Disk, Epoch, Error, Kind, Result, Seqno, SstId, TreeId, full_key, gc};
 
 /// The outside world, as the engine gets it.
 pub struct Parts {
@@ -56,7 +56,8 @@ pub struct Settings {
     pub memtable_bytes: usize,
     /// Local disk for cached pieces of ssts.
     pub disk_cache_bytes: u64,
-    /// Commits fail with [`crate::Kind::Full`] when this much waits for its upload.
+    /// Commits fail with [`crate::Kind::Full`] when this much waits for its upload: ssts, and the wal that they come from.
+    /// A restart while the bucket is away replays that wal, about half of this, into memory.
     pub unuploaded_bytes_max: u64,
     /// A transaction that writes more fails.
     pub transaction_bytes_max: usize,
@@ -182,6 +183,8 @@ struct Counters {
 const SLICES_MAX: usize = 256;
 /// How long `close` tries to reach the bucket.
 const CLOSE_TIME_MAX: Duration = Duration::from_secs(10);
+/// Ssts sent to the bucket at the same time.
+const UPLOADS: usize = 4;
 /// Threads that share one large merge.
 const SUBCOMPACTIONS: usize = 2;
 /// Slices that a start fetches at the same time.
@@ -508,11 +511,12 @@ impl Engine {
 
     fn publish(&self) -> Result<bool> {
         let mut manifest = self.manifest.lock();
-        match self.tree.next_to_send() {
+        let threads = self.settings.background == Background::Threads;
+        match self.tree.next_to_send(if threads { UPLOADS } else { 1 }) {
             None => return Ok(false),
-            Some(Sending::Upload(id)) => {
-                self.store.upload(id)?;
-                self.tree.uploaded(id);
+            Some(Sending::Upload(ssts)) => {
+                self.upload(&ssts)?;
+                self.tree.uploaded(ssts.len());
             }
             Some(Sending::Publish(edit)) => {
                 manifest.publish(&edit)?;
@@ -525,6 +529,19 @@ impl Engine {
             }
         }
         Ok(true)
+    }
+
+    /// Returns when all `ssts` are in the bucket, sent side by side. After an error some may be, which does no harm.
+    fn upload(&self, ssts: &[SstId]) -> Result<()> {
+        let Some((last, others)) = ssts.split_last() else { return Ok(()) };
+        std::thread::scope(|scope| {
+            let others: Vec<_> = others.iter().map(|id| scope.spawn(|| self.store.upload(*id))).collect();
+            let last = self.store.upload(*last);
+            let join = |upload: std::thread::ScopedJoinHandle<'_, _>| {
+                upload.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            others.into_iter().map(join).chain([last]).collect()
+        })
     }
 
     fn compact(&self) -> Result<bool> {

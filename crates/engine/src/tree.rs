@@ -32,7 +32,7 @@ struct State {
     dropped: BTreeMap<TreeId, Seqno>,
     /// Edits that are not published yet.
     queue: VecDeque<Edit>,
-    /// How many ssts of the first edit are in the bucket.
+    /// How many of the ssts that the first edit brings are in the bucket.
     uploaded: usize,
     running: Vec<Arc<MergePlan>>,
     graveyard: Graveyard,
@@ -41,8 +41,8 @@ struct State {
 
 /// The next thing to send to the bucket.
 pub(crate) enum Sending {
-    /// An sst of the first edit.
-    Upload(SstId),
+    /// Ssts of the first edit.
+    Upload(Vec<SstId>),
     /// The first edit, whose ssts are all there.
     Publish(Edit),
 }
@@ -149,28 +149,19 @@ impl Tree {
         self.install(&mut state, commits, Edit { added, removed, ..Edit::default() }, None)
     }
 
-    /// What must be sent next.
-    pub(crate) fn next_to_send(&self) -> Option<Sending> {
-        let mut state = self.state.lock();
-        let State { queue, uploaded, .. } = &mut *state;
-        let edit = queue.front()?;
-        while let Some((_, sst)) = edit.added.get(*uploaded) {
-            // A moved sst is added and removed by the same edit; the one that added it first has sent it.
-            if !edit.removed.contains(&sst.id) {
-                return Some(Sending::Upload(sst.id));
-            }
-            *uploaded += 1;
-        }
-        Some(Sending::Publish(edit.clone()))
+    /// What must be sent next: at most `uploads` ssts, or an edit.
+    pub(crate) fn next_to_send(&self, uploads: usize) -> Option<Sending> {
+        let state = self.state.lock();
+        let edit = state.queue.front()?;
+        // A moved sst is added and removed by the same edit; the one that added it first has sent it.
+        let added = edit.added.iter().map(|(_, sst)| sst.id).filter(|id| !edit.removed.contains(id));
+        let next: Vec<SstId> = added.skip(state.uploaded).take(uploads).collect();
+        Some(if next.is_empty() { Sending::Publish(edit.clone()) } else { Sending::Upload(next) })
     }
 
-    /// The sst that was to be sent next is in the bucket.
-    pub(crate) fn uploaded(&self, id: SstId) {
-        let mut state = self.state.lock();
-        let at = state.uploaded;
-        let sent = state.queue.front().and_then(|edit| edit.added.get(at));
-        assert_eq!(sent.map(|(_, sst)| sst.id), Some(id), "ssts are sent in the order of their edit");
-        state.uploaded += 1;
+    /// The next `ssts` that were to be sent are in the bucket.
+    pub(crate) fn uploaded(&self, ssts: usize) {
+        self.state.lock().uploaded += ssts;
     }
 
     /// The first edit is published.

@@ -4,14 +4,14 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bucket::{Bucket, DirectoryBucket, FaultyBucket, Rule};
 use engine::limits::Shape;
 use engine::{
-    Background, Cursor, Engine, Hooks, Job, Kind, Parts, ReadAs, RealDisk, Result, Settings, SystemClock,
-    TreeId, Txn,
+    Background, Cursor, Engine, Hooks, Job, Kind, LockMode, LockWait, Parts, ReadAs, RealDisk, Result,
+    Settings, SystemClock, TreeId, Txn,
 };
 use parking_lot::Mutex;
 use tempfile::TempDir;
@@ -468,4 +468,77 @@ fn nothing_is_asked_of_the_bucket_while_nothing_happens() {
     };
     assert!((0..40).any(|_| settled()), "the engine never comes to rest");
     assert!(settled() && settled());
+}
+
+/// Transfers between accounts, in threads, over memtables so small that one is frozen every few commits.
+#[test]
+fn every_snapshot_shows_whole_transactions_whatever_is_flushed_and_merged_meanwhile() {
+    const ACCOUNTS: u64 = 40;
+    const EACH: u64 = 1000;
+    let place = Place::new();
+    let engine = place.open(Settings { memtable_bytes: 16 << 10, ..small(Background::Threads) });
+    let name = |n: u64| format!("account {n:03}").into_bytes();
+    let mut txn = engine.begin();
+    for n in 0..ACCOUNTS {
+        txn.put(TREE, &name(n), &EACH.to_le_bytes()).unwrap();
+    }
+    txn.commit().unwrap();
+    let number = |value: &[u8]| u64::from_le_bytes(value.try_into().expect("eight bytes"));
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for reader in 0..2 {
+            let (engine, over) = (&engine, &over);
+            scope.spawn(move || {
+                let mut txn = engine.begin();
+                let mut snapshots = 0;
+                while !over.load(Ordering::Relaxed) || snapshots < 20 {
+                    txn.snapshot_now();
+                    for _ in 0..3 {
+                        let sum: u64 = if reader == 0 {
+                            all(engine, &mut txn, TREE).values().map(|value| number(value)).sum()
+                        } else {
+                            let get = |n| txn.get(TREE, &name(n), ReadAs::Snapshot, number).expect("reads");
+                            (0..ACCOUNTS).map(get).map(|found| found.expect("an account stays")).sum()
+                        };
+                        assert_eq!(sum, ACCOUNTS * EACH);
+                    }
+                    txn.rollback();
+                    snapshots += 1;
+                }
+            });
+        }
+        let writers: Vec<_> = (0..3)
+            .map(|writer| {
+                let engine = &engine;
+                scope.spawn(move || {
+                    let wait = LockWait { timeout: Duration::from_secs(60), interrupted: &|| false };
+                    let mut random = Random(writer);
+                    let mut txn = engine.begin();
+                    let mut done = 0;
+                    while done < 700 {
+                        let (from, to) = (random.below(ACCOUNTS), random.below(ACCOUNTS));
+                        let mut transfer = || -> Result<()> {
+                            for (account, minus, plus) in [(from, 1, 0), (to, 0, 1)] {
+                                txn.lock(TREE, &name(account), LockMode::Exclusive, &wait)?;
+                                let has = txn.get(TREE, &name(account), ReadAs::Newest, number)?;
+                                let has = has.expect("an account stays") + EACH;
+                                txn.put(TREE, &name(account), &(has - minus + plus - EACH).to_le_bytes())?;
+                            }
+                            txn.commit().map(drop)
+                        };
+                        match transfer() {
+                            Ok(()) => done += 1,
+                            Err(error) => {
+                                assert_eq!(error.kind(), Kind::Deadlock, "{error}");
+                                txn.rollback();
+                            }
+                        }
+                    }
+                })
+            })
+            .collect();
+        writers.into_iter().for_each(|writer| writer.join().expect("a writer does not panic"));
+        over.store(true, Ordering::Relaxed);
+    });
+    assert!(status(&engine, "flushes") > 5 && status(&engine, "compactions") > 0);
 }
