@@ -91,6 +91,11 @@ static ptrdiff_t ask_weights(const void *collation, const uint8_t *text, size_t 
 static void ask_padded_weights(const void *collation, const uint8_t *text, size_t length, size_t chars, uint8_t *room, size_t bytes)
 {
   CHARSET_INFO *cs= (CHARSET_INFO *) collation;
+  /* LIKE 'aa%' asks for what is not below aa, padded with zeros. Collations of several levels do not weigh a zero, but its place among the padding
+     would sort it above the spaces of a stored aa. */
+  if (cs->levels_for_order > 1)
+    while (length && text[length - 1] == 0)
+      length--;
   size_t written= cs->coll->strnxfrm(cs, room, bytes, (uint) chars, text, length, MY_STRXFRM_PAD_WITH_SPACE | MY_STRXFRM_PAD_TO_MAXLEN);
   if (written < bytes)
     memset(room + written, 0, bytes - written);
@@ -500,6 +505,7 @@ int ha_cistern::open(const char *name, int, uint)
   if (int error= cistern_open(text_of(name), Shape(table).get(), &opened, &position_length))
     return error;
   ref_length= position_length;
+  strmake(path, name, sizeof(path) - 1);
   cursor= cistern_cursor_new(opened);
   info(HA_STATUS_VARIABLE | HA_STATUS_CONST);
   return 0;
@@ -751,6 +757,36 @@ int ha_cistern::start_stmt(THD *thd, thr_lock_type type)
 int ha_cistern::analyze(THD *, HA_CHECK_OPT *) { return cistern_analyze(opened) ? HA_ADMIN_FAILED : HA_ADMIN_OK; }
 int ha_cistern::optimize(THD *, HA_CHECK_OPT *) { return HA_ADMIN_OK; }
 int ha_cistern::check(THD *, HA_CHECK_OPT *) { return HA_ADMIN_OK; }
+
+bool ha_cistern::check_if_incompatible_data(HA_CREATE_INFO *info, uint changes)
+{
+  bool sets_counter= (info->used_fields & HA_CREATE_USED_AUTO) && info->auto_increment_value != 0;
+  return changes != IS_EQUAL_YES || sets_counter ? COMPATIBLE_DATA_NO : COMPATIBLE_DATA_YES;
+}
+
+enum_alter_inplace_result ha_cistern::check_if_supported_inplace_alter(TABLE *altered, Alter_inplace_info *alter)
+{
+  if (alter->handler_flags & (ALTER_VIRTUAL_GCOL_EXPR | ALTER_PARTITIONED))   /* values in indexes may change */
+    return HA_ALTER_INPLACE_NOT_SUPPORTED;
+  return handler::check_if_supported_inplace_alter(altered, alter);
+}
+
+bool ha_cistern::commit_inplace_alter_table(TABLE *altered, Alter_inplace_info *, bool commit)
+{
+  if (!commit)
+    return false;
+  const uchar *frm;
+  size_t length;
+  if (altered->s->read_frm_image(&frm, &length)) {
+    my_error(ER_INTERNAL_ERROR, MYF(0), "CISTERN: the altered definition can not be read");
+    return true;
+  }
+  int error= cistern_table_set_image(text_of(path), Shape(altered).get(), cistern_bytes{ frm, length });
+  altered->s->free_frm_image(frm);
+  if (error)
+    print_error(error, MYF(0));
+  return error != 0;
+}
 
 bool ha_cistern::get_error_message(int, String *text)
 {

@@ -15,6 +15,8 @@ class ha_cistern final : public handler
   bool copying= false;
   uint64_t copied_bytes= 0;
   uint64_t statistics_seen= 0;
+  /* As it was opened: the share of a partition has the path of the whole table. */
+  char path[FN_REFLEN + 1]= "";
 
   cistern_session *session();
   int fail(int error);
@@ -36,7 +38,8 @@ public:
   uint8 table_cache_type() override { return HA_CACHE_TBL_NOCACHE; }
   double scan_time() override;
   double read_time(uint index, uint ranges, ha_rows rows) override;
-  ha_rows estimate_rows_upper_bound() override { return HA_POS_ERROR; }
+  /* Sizes the buffer of a sort, which spills if there are more. */
+  ha_rows estimate_rows_upper_bound() override { return 2 * stats.records + EXTRA_RECORDS; }
 
   int open(const char *name, int mode, uint test_if_locked) override;
   int close() override;
@@ -84,5 +87,9 @@ public:
   /* ALTER TABLE ... DISABLE KEYS, as dumps say around their rows: accepted, and nothing to do. */
   int disable_indexes(key_map, bool) override { return 0; }
   int enable_indexes(key_map, bool) override { return 0; }
+  /* Changes of names, defaults, comments and options leave every stored byte as it is: only the definition is replaced. */
+  bool check_if_incompatible_data(HA_CREATE_INFO *info, uint changes) override;
+  enum_alter_inplace_result check_if_supported_inplace_alter(TABLE *altered, Alter_inplace_info *alter) override;
+  bool commit_inplace_alter_table(TABLE *altered, Alter_inplace_info *alter, bool commit) override;
   bool get_error_message(int error, String *text) override;
 };
