@@ -131,7 +131,9 @@ impl Process {
         };
         let least = if same_machine && !disturbed { past.acknowledged() } else { past.uploaded() };
         let got = self.in_fair_weather(|process| process.read_everything(&past))?;
-        let Some(state) = (least..=past.len()).rev().find(|state| past.contents(*state) == got) else {
+        // Of states that look alike the earliest: a lost commit that changed nothing visible (it dropped a tree that was
+        // still empty) must not count as there, or its tree ids would seem to be given out twice.
+        let Some(state) = (least..=past.len()).find(|state| past.contents(*state) == got) else {
             return Err(self.explain_loss(&past, least, &got));
         };
         shared.tell(format_args!(
