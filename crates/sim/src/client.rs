@@ -132,7 +132,7 @@ impl Client {
             Err(error) => match error.kind() {
                 Kind::LockTimeout | Kind::Deadlock if taken => Ok(Some(Outcome::Fine)),
                 Kind::Conflict if changed && !taken => Ok(Some(Outcome::Fine)),
-                Kind::LockTimeout | Kind::Deadlock | Kind::Conflict => wrong(&error.to_string(), "granted"),
+                Kind::LockTimeout | Kind::Deadlock => wrong(&error.to_string(), "granted"),
                 _ => Ok(Some(Outcome::Error(error))),
             },
         }

@@ -152,6 +152,14 @@ impl History {
         self.commits[..state].iter().flat_map(|commit| commit.drops.iter().copied()).collect()
     }
 
+    /// Trees that the newest commit wrote to.
+    pub(crate) fn newest_trees(&self) -> Vec<u32> {
+        let writes = self.commits.iter().next_back().into_iter().flat_map(|commit| commit.writes.keys());
+        let mut trees: Vec<u32> = writes.map(|(tree, _)| *tree).collect();
+        trees.dedup();
+        trees
+    }
+
     /// Trees that any commit wrote to.
     pub(crate) fn trees(&self) -> Vec<u32> {
         let mut trees: Vec<u32> = self.versions.keys().map(|(tree, _)| *tree).collect();

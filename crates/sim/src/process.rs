@@ -557,7 +557,8 @@ impl Process {
                 self.seqno = seqno;
                 self.history.lock().acknowledge();
                 self.shared.counters.lock().commits += 1;
-                self.tell(format_args!("commit {} as {seqno:?}", acknowledged + 1));
+                let trees = self.history.lock().newest_trees();
+                self.tell(format_args!("commit {} as {seqno:?} in trees {trees:?}", acknowledged + 1));
                 self.check_dropped(&drops)?;
             }
             Err(error) => {
@@ -615,6 +616,8 @@ impl Process {
             }
             Kind::Full => self.disk_limited || self.shared.plan.unuploaded_bytes_max < 1 << 30,
             Kind::Fenced => self.is_disturbed(),
+            // What a failed commit wrote stays in the way of those that come after it.
+            Kind::Conflict => self.finished.is_some(),
             Kind::Failed => self.sync_fails || self.disk_limited || self.finished.is_some(),
             // The newer writer deletes what its manifest does not name any more.
             Kind::Corrupt => self.is_overtaken(),
