@@ -25,8 +25,10 @@ const WAIT: LockWait<'static> = LockWait { timeout: Duration::from_secs(50), int
 
 fn main() -> Result<()> {
     let wanted = std::env::args().nth(1);
-    if wanted.as_deref() == Some("synced") {
-        return [1, 8, 64].into_iter().try_for_each(synced);
+    match wanted.as_deref() {
+        Some("synced") => return [1, 8, 64].into_iter().try_for_each(synced),
+        Some("load") => return load(),
+        _ => (),
     }
     let settings = Settings {
         background: Background::Manual,
@@ -196,6 +198,85 @@ fn settle(engine: &Engine) -> Result<()> {
             return Ok(());
         }
     }
+}
+
+/// Half of it can be packed, as real rows are.
+fn scattered_value(n: u64) -> [u8; 200] {
+    let mut value = VALUE;
+    for (word, bytes) in value[..100].chunks_exact_mut(4).enumerate() {
+        bytes.copy_from_slice(&key(n * 25 + word as u64)[4..]);
+    }
+    value
+}
+
+/// 1 GiB of scattered rows by four threads: how fast, how evenly, and what the bucket is asked for.
+fn load() -> Result<()> {
+    const LOADED: u64 = 5_000_000;
+    let root = std::path::Path::new("target").join(format!("bench-load-{}", std::process::id()));
+    std::fs::create_dir_all(root.join("bucket")).expect("target/ can be written");
+    let parts = Parts {
+        bucket: Arc::new(bucket::DirectoryBucket::open(&root.join("bucket"))?),
+        disk: Arc::new(RealDisk::open(root.join("data"))?),
+        clock: Arc::new(SystemClock::default()),
+        seed: 1,
+    };
+    let engine = Engine::open(parts, Settings::default())?;
+    let clock = SystemClock::default();
+    let slowest = std::thread::scope(|scope| {
+        let writers: Vec<_> = (0..4)
+            .map(|thread| {
+                let (engine, clock) = (&engine, &clock);
+                scope.spawn(move || {
+                    let mut txn = engine.begin();
+                    let mut slowest = Duration::ZERO;
+                    for n in (thread..LOADED).step_by(4) {
+                        txn.put(TREE, &key(n), &scattered_value(n))?;
+                        if n / 4 % 100 == 99 {
+                            let start = clock.now();
+                            txn.commit()?;
+                            slowest = slowest.max(clock.now() - start);
+                        }
+                    }
+                    txn.commit()?;
+                    Ok::<_, engine::Error>(slowest)
+                })
+            })
+            .collect();
+        let join =
+            |writer: std::thread::ScopedJoinHandle<'_, _>| writer.join().expect("a writer does not panic");
+        writers
+            .into_iter()
+            .map(join)
+            .try_fold(Duration::ZERO, |slowest, one| Ok::<_, engine::Error>(slowest.max(one?)))
+    })?;
+    let loading = clock.now();
+    let count = |name: &str| engine.status().get(name).unwrap_or(0);
+    println!(
+        "{} rows a second; slowest commit {slowest:?}; {} commits were delayed",
+        LOADED * 1000 / loading.as_millis() as u64,
+        count("writes_delayed")
+    );
+    while count("edits_queued") > 0 || count("l0_runs") >= 4 {
+        clock.sleep(Duration::from_millis(100));
+    }
+    let user = (LOADED * 208) as f64;
+    println!("settled after another {:.1?}", clock.now() - loading);
+    println!(
+        "put to the bucket: {:.1} times the user's bytes, {:.0} requests a GiB",
+        count("bucket_put_bytes") as f64 / user,
+        count("bucket_put_requests") as f64 / user * (1u64 << 30) as f64
+    );
+    println!(
+        "{} flushes, {} merges, {} MiB in {} ssts",
+        count("flushes"),
+        count("compactions"),
+        count("sst_bytes") >> 20,
+        count("ssts")
+    );
+    engine.close()?;
+    drop(engine);
+    _ = std::fs::remove_dir_all(root);
+    Ok(())
 }
 
 /// Scattered, but the same each time.

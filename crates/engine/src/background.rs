@@ -159,7 +159,12 @@ fn work(job: Job, bell: &Bell, engine: &Weak<Engine>) {
 
 /// Steps until there is nothing left to do.
 fn work_off(job: Job, bell: &Bell, engine: &Engine) -> Result<()> {
-    while !bell.stopped() && engine.step(job)? {}
+    while !bell.stopped() && engine.step(job)? {
+        // While writers are at it there is always a little more of the wal: it waits for its time, or a full slice.
+        if job == Job::UploadWal && !engine.has_full_slice() {
+            break;
+        }
+    }
     if job == Job::Publish {
         while !bell.stopped() && engine.step(Job::CollectGarbage)? {}
     }

@@ -322,7 +322,7 @@ impl Engine {
             ("locks_timeouts", count(&self.locks.counters.timeouts)),
             ("wal_bytes", wal.end().0 - wal.start().0),
             ("wal_syncs", wal.syncs()),
-            ("wal_unuploaded_bytes", wal.durable().0.saturating_sub(self.uploader.uploaded().0)),
+            ("wal_unuploaded_bytes", self.unuploaded_wal()),
             ("wal_slices", self.uploader.slices() as u64),
             ("memtable_bytes", self.view().active.bytes() as u64),
             ("memtables_frozen", self.commits.frozen_count() as u64),
@@ -424,6 +424,11 @@ impl Engine {
         Ok(committed.seqno)
     }
 
+    /// Whether as much of the wal waits for its upload as fits into one object.
+    pub(crate) fn has_full_slice(&self) -> bool {
+        self.unuploaded_wal() >= self.settings.shape.wal_slice_bytes
+    }
+
     /// Why the engine can not go on, if so.
     pub(crate) fn check_alive(&self) -> Result<()> {
         match &*self.fatal.lock() {
@@ -465,14 +470,17 @@ impl Engine {
 
     fn refresh_throttle(&self) {
         let (l0_runs, compaction_bytes) = self.tree.debt();
-        let wal = self.commits.wal().durable().0.saturating_sub(self.uploader.uploaded().0);
         self.throttle.refresh(Debt {
             l0_runs,
             frozen_memtables: self.commits.frozen_count(),
             compaction_bytes,
-            unuploaded_bytes: self.store.unuploaded_bytes() + wal,
+            unuploaded_bytes: self.store.unuploaded_bytes() + self.unuploaded_wal(),
             unuploaded_bytes_max: self.settings.unuploaded_bytes_max,
         });
+    }
+
+    fn unuploaded_wal(&self) -> u64 {
+        self.commits.wal().durable().0.saturating_sub(self.uploader.uploaded().0)
     }
 
     fn upload_wal(&self) -> Result<bool> {
