@@ -108,7 +108,6 @@ impl Cursor {
     }
 
     /// To the next entry. Not allowed while it stands on nothing.
-    #[expect(clippy::should_implement_trait, reason = "a cursor lends its entry, an iterator gives it away")]
     #[inline]
     pub fn next(&mut self, txn: &mut Txn) -> Result<bool> {
         if self.place != Place::Forward || self.opened()?.round != txn.round() {
