@@ -91,10 +91,9 @@ static ptrdiff_t ask_weights(const void *collation, const uint8_t *text, size_t 
 static void ask_padded_weights(const void *collation, const uint8_t *text, size_t length, size_t chars, uint8_t *room, size_t bytes)
 {
   CHARSET_INFO *cs= (CHARSET_INFO *) collation;
-  /* LIKE 'aa%' asks for what is not below aa, padded with zeros. Collations of several levels do not weigh a zero, but its place among the padding
-     would sort it above the spaces of a stored aa. */
-  if (cs->levels_for_order > 1)
-    while (length && text[length - 1] == 0)
+  /* These compare as if there were no spaces at the end, but some (cp1250_czech_cs) weigh those that are there and add none where they are not. */
+  if (!(cs->state & MY_CS_NOPAD) && cs->mbminlen == 1)
+    while (length && text[length - 1] == ' ')
       length--;
   size_t written= cs->coll->strnxfrm(cs, room, bytes, (uint) chars, text, length, MY_STRXFRM_PAD_WITH_SPACE | MY_STRXFRM_PAD_TO_MAXLEN);
   if (written < bytes)
