@@ -3,7 +3,7 @@
 //!
 //! * A pinned sst (not in the bucket yet) is never evicted. Everything else is a copy and may go at any moment.
 //! * Evictable bytes are at most the capacity, but for what was admitted a moment ago. The oldest file goes first,
-//!   sst or segment; chunks of it that were read since they came are appended anew.
+//!   sst or segment; chunks of it that were read most since they came are appended anew.
 //! * Nothing here is synced, pinned ssts included: until an sst is published, the wal has its contents. What survives a
 //!   restart may be wrong: every block carries a checksum that names its sst and its place, the readers verify it, and
 //!   `distrust` drops what failed.
@@ -86,15 +86,16 @@ struct LocalSst {
     file: Option<Arc<dyn DiskFile>>,
     bytes: u64,
     pinned: bool,
-    /// Chunks of it that were read.
-    read: Vec<bool>,
+    /// How often each of its chunks was read.
+    reads: Vec<u8>,
 }
 
 struct Chunk {
     segment: u64,
     offset: u64,
     bytes: u32,
-    read: bool,
+    /// How often it was read since it came.
+    reads: u8,
 }
 
 struct Segment {
@@ -187,7 +188,7 @@ impl DiskCache {
                 continue;
             }
             kept.push((entry.id, entry.chunk));
-            let chunk = Chunk { segment: number, offset: entry.offset, bytes: entry.bytes, read: false };
+            let chunk = Chunk { segment: number, offset: entry.offset, bytes: entry.bytes, reads: 0 };
             state.chunks.entry(entry.id).or_default().insert(entry.chunk, chunk);
         }
         if kept.is_empty() {
@@ -307,7 +308,7 @@ impl DiskCache {
         self.reported.store(false, Ordering::Relaxed);
         let Some(home) = state.segments.get_mut(&segment) else { return Ok(()) };
         home.entries.push((id, chunk));
-        let place = Chunk { segment, offset: offset + HEADER_BYTES, bytes: bytes.len() as u32, read: false };
+        let place = Chunk { segment, offset: offset + HEADER_BYTES, bytes: bytes.len() as u32, reads: 0 };
         state.chunks.entry(id).or_default().insert(chunk, place);
         Ok(())
     }
@@ -407,7 +408,7 @@ impl DiskCache {
     fn evict_oldest(&self) -> bool {
         let mut state = self.state.lock();
         let before = state.evictable_bytes;
-        let (name, kept) = loop {
+        let (name, mut kept) = loop {
             let Some(unit) = state.queue.pop_front() else { return false };
             let found = match unit {
                 Unit::Sst(id) => state.evict_sst(self, id).map(|kept| (self.sst_name(id), kept)),
@@ -422,7 +423,8 @@ impl DiskCache {
         // At most half of what goes comes back, so that room is made whatever was read.
         let mut room = (before - state.evictable_bytes) / 2;
         drop(state);
-        for Kept { id, chunk, piece } in kept {
+        kept.sort_by_key(|kept| std::cmp::Reverse(kept.reads));
+        for Kept { id, chunk, piece, .. } in kept {
             let Some(rest) = room.checked_sub(piece.bytes + HEADER_BYTES) else { break };
             room = rest;
             let moved = read_file(&*piece.file, piece.offset..piece.offset + piece.bytes)
@@ -468,6 +470,7 @@ struct Piece {
 struct Kept {
     id: SstId,
     chunk: u32,
+    reads: u8,
     piece: Piece,
 }
 
@@ -482,7 +485,8 @@ impl State {
         let file = self.open_sst(cache, id)?;
         let sst = self.ssts.get_mut(&id).filter(|sst| range.end <= sst.bytes)?;
         for chunk in chunks_of(range) {
-            sst.read[chunk as usize] |= mark;
+            let reads = &mut sst.reads[chunk as usize];
+            *reads = reads.saturating_add(mark.into());
         }
         Some(Piece { file, offset: range.start, bytes: range.end - range.start })
     }
@@ -527,7 +531,7 @@ impl State {
         let mut pieces = Vec::new();
         for number in chunks_of(range) {
             let chunk = chunks.get_mut(&number).expect("none is missing");
-            chunk.read |= mark;
+            chunk.reads = chunk.reads.saturating_add(mark.into());
             let start = u64::from(number) * CHUNK;
             let from = range.start.max(start) - start;
             let to = (range.end - start).min(u64::from(chunk.bytes));
@@ -556,12 +560,12 @@ impl State {
     fn evict_sst(&mut self, cache: &DiskCache, id: SstId) -> Option<Vec<Kept>> {
         let bytes = self.ssts.get(&id).filter(|sst| !sst.pinned)?.bytes;
         let file = self.open_sst(cache, id)?;
-        let read = std::mem::take(&mut self.ssts.get_mut(&id)?.read);
+        let reads = std::mem::take(&mut self.ssts.get_mut(&id)?.reads);
         self.drop_sst(id);
-        let kept = (0..).zip(read).filter(|(_, read)| *read).map(|(chunk, _)| {
+        let kept = (0..).zip(reads).filter(|(_, reads)| *reads > 0).map(|(chunk, reads)| {
             let offset = u64::from(chunk) * CHUNK;
             let piece = Piece { file: Arc::clone(&file), offset, bytes: chunk_bytes(bytes, chunk).into() };
-            Kept { id, chunk, piece }
+            Kept { id, chunk, reads, piece }
         });
         Some(kept.collect())
     }
@@ -580,13 +584,13 @@ impl State {
                 continue;
             }
             let place = chunks.remove(&chunk).expect("just seen");
-            if place.read {
+            if place.reads > 0 {
                 let piece = Piece {
                     file: Arc::clone(&segment.file),
                     offset: place.offset,
                     bytes: place.bytes.into(),
                 };
-                kept.push(Kept { id, chunk, piece });
+                kept.push(Kept { id, chunk, reads: place.reads, piece });
             }
             if chunks.is_empty() {
                 self.chunks.remove(&id);
@@ -620,7 +624,7 @@ impl State {
 
 impl LocalSst {
     fn new(file: Option<Arc<dyn DiskFile>>, bytes: u64, pinned: bool) -> Self {
-        Self { file, bytes, pinned, read: vec![false; bytes.div_ceil(CHUNK) as usize] }
+        Self { file, bytes, pinned, reads: vec![0; bytes.div_ceil(CHUNK) as usize] }
     }
 }
 
