@@ -381,7 +381,7 @@ fn the_disk_cache_keeps_to_its_size_and_keeps_what_is_read() {
         hot.iter().for_each(|&row| world.get(row).unwrap());
         for_hot += world.gets() - before;
     }
-    // 14, of which 9 are the first time; 34 if nothing were appended anew.
+    // 14 when this was written, the first reads included; 34 if nothing were appended anew.
     assert!(for_hot < 20, "{for_hot} requests for three rows that are always wanted");
     assert!(world.store.disk_cache_status().bytes <= capacity);
     assert!(world.disk.used() <= capacity + (1 << 19), "{}", world.disk.used());
