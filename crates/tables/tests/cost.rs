@@ -6,7 +6,7 @@ mod common;
 
 use common::*;
 use engine::{Clock, SystemClock};
-use tables::{ReadFlag, RowLock};
+use tables::{RangeEnd, ReadFlag, RowLock};
 
 #[test]
 #[ignore = "prints times, promises nothing"]
@@ -68,6 +68,15 @@ fn what_a_row_of_sysbench_costs() {
         assert!(t.cursor.read(&mut s, &key, ReadFlag::OrNext, &mut image).unwrap());
         (0..99).for_each(|_| assert!(t.cursor.next(&mut s, &mut image).unwrap()));
     });
+    for (what, width) in [("estimate of a range of 100", 100), ("estimate of half the table", rows / 2)] {
+        measure(what, 2000, &mut |id| {
+            let (low, high) = (scattered(id) % (rows - width), scattered(id) % (rows - width) + width);
+            let (low, high) = (low.to_le_bytes(), high.to_le_bytes());
+            let end = |tuple, flag| Some(RangeEnd { tuple, flag });
+            let table = &t.table;
+            table.records_in_range(0, end(&low, ReadFlag::OrNext), end(&high, ReadFlag::After)).unwrap();
+        });
+    }
     t.cursor.set_lock(RowLock::Exclusive);
     for (what, place) in [("update of a number with an index", 5), ("update of a text", 20)] {
         measure(what, rows, &mut |id| {
