@@ -296,3 +296,17 @@ fn a_locking_scan_in_repeatable_read_stays_with_its_snapshot() {
     sb.set_conflict_detection(false);
     assert_eq!(b.scan(&mut sb, Some(2)).len(), 4, "InnoDB's way: the newest");
 }
+
+#[test]
+fn an_update_to_a_value_that_another_session_is_writing_waits_for_it() {
+    let ((mut a, mut sa), (mut b, mut sb)) = pair();
+    begin(&mut [&mut sa, &mut sb], false);
+    a.insert(&mut sa, &row(7, Some(70), 0)).unwrap();
+    b.read(&mut sb, 0, &[V::I(1)], ReadFlag::Exact).unwrap();
+    assert_eq!(kind(b.update(&mut sb, &row(7, Some(10), 1))), Kind::LockTimeout, "the primary key");
+    assert_eq!(kind(b.update(&mut sb, &row(1, Some(70), 1))), Kind::LockTimeout, "a unique value");
+    sa.commit().unwrap();
+    assert!(matches!(b.update(&mut sb, &row(7, Some(10), 1)), Err(Error::Duplicate { key: 0 })));
+    assert!(matches!(b.update(&mut sb, &row(1, Some(70), 1)), Err(Error::Duplicate { key: 1 })));
+    b.update(&mut sb, &row(8, Some(80), 1)).unwrap();
+}
