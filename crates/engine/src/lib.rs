@@ -12,6 +12,7 @@ mod cursor;
 mod disk;
 mod engine;
 mod error;
+mod fetch;
 mod gc;
 mod inspect;
 pub mod limits;

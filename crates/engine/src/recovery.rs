@@ -13,12 +13,12 @@
 use std::sync::Arc;
 
 use bucket::{Bucket, Names};
-use bytes::Bytes;
 
 use crate::claim::{Chance, Fence, NodeId, claim};
+use crate::fetch::fetch_all;
 use crate::manifest::{self, Edit, Manifest, ManifestWriter, TakeOver, WalSpan};
 use crate::wal::{
-    Chain, LocalWal, Op, Record, SET_ASIDE, Stream, Uploader, Wal, WalLimits, chain, fetch, read_slice,
+    Chain, LocalWal, Op, Record, SET_ASIDE, Stream, Uploader, Wal, WalLimits, chain, read_slice,
 };
 use crate::{BranchId, Disk, Epoch, Error, Kind, Result, Seqno, TreeId, WalPosition, tree_of};
 
@@ -121,7 +121,7 @@ impl Start {
     /// `None` if an edit of a lower epoch came first: what there is has changed.
     fn take_over(&self) -> Result<Option<Taken>> {
         let RecoveryParts { bucket, disk, names, limits, .. } = &self.parts;
-        let before = match manifest::load(&**bucket, names)? {
+        let before = match manifest::load(&**bucket, names, self.parts.fetches)? {
             Some(manifest) => manifest,
             None => manifest::found(&**bucket, names, self.new_branch)?,
         };
@@ -326,10 +326,15 @@ impl<'a> Replay<'a> {
 
     fn slices(&mut self, parts: &RecoveryParts, epoch: Epoch, chain: &Chain) -> Result<()> {
         let stream = Stream::new(self.branch, epoch);
-        for group in chain.slices.chunks(parts.fetches.max(1)) {
-            for ((first, _), object) in group.iter().zip(fetch_group(parts, epoch, group)) {
-                let name = parts.names.wal_slice(epoch.0, first.0);
-                read_slice(&stream, *first, &object?, &name, &mut |record| self.record(record))?;
+        // A round at a time, so that what is fetched and not applied yet stays small.
+        for round in chain.slices.chunks(parts.fetches.max(1)) {
+            let names: Vec<_> =
+                round.iter().map(|(first, _)| parts.names.wal_slice(epoch.0, first.0)).collect();
+            let objects = fetch_all(&*parts.bucket, &names, parts.fetches);
+            for (((first, _), name), object) in round.iter().zip(&names).zip(objects) {
+                let missing = || Error::corrupt(format!("{name} is missing; a start needs it"));
+                let object = object?.ok_or_else(missing)?;
+                read_slice(&stream, *first, &object, name, &mut |record| self.record(record))?;
             }
         }
         Ok(())
@@ -359,24 +364,6 @@ impl<'a> Replay<'a> {
         self.transactions += 1;
         (self.apply)(record)
     }
-}
-
-fn fetch_group(
-    parts: &RecoveryParts,
-    epoch: Epoch,
-    group: &[(WalPosition, WalPosition)],
-) -> Vec<Result<Bytes>> {
-    let one = |(first, _): &(WalPosition, WalPosition)| {
-        fetch(&*parts.bucket, &parts.names.wal_slice(epoch.0, first.0))
-    };
-    if group.len() < 2 {
-        return group.iter().map(one).collect();
-    }
-    std::thread::scope(|scope| {
-        let fetches: Vec<_> = group.iter().map(|slice| scope.spawn(move || one(slice))).collect();
-        let bug = || Err(Error::new(Kind::Bug, "a thread that fetched a wal slice panicked"));
-        fetches.into_iter().map(|fetch| fetch.join().unwrap_or_else(|_| bug())).collect()
-    })
 }
 
 #[cfg(test)]

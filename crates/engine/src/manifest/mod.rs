@@ -12,10 +12,11 @@ mod format;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use bucket::{Bucket, ErrorKind, Names, ObjectName, PutOutcome};
+use bucket::{Bucket, Names, ObjectName, PutOutcome};
 use bytes::Bytes;
 
 use crate::claim::Fence;
+use crate::fetch::{fetch, fetch_all};
 use crate::inspect::Hex;
 use crate::version::{SstMeta, Version};
 use crate::{BranchId, Epoch, Error, Kind, Result, Seqno, SstId, TreeId, WalPosition};
@@ -205,7 +206,9 @@ impl Manifest {
 /// Reads the newest manifest, or `None` if the branch has none yet.
 ///
 /// `Corrupt` names the object. `Unavailable` if the store did not answer, or if others changed too much meanwhile.
-pub(crate) fn load(bucket: &dyn Bucket, names: &Names) -> Result<Option<Manifest>> {
+///
+/// Up to `at_once` requests are under way at a time.
+pub(crate) fn load(bucket: &dyn Bucket, names: &Names, at_once: usize) -> Result<Option<Manifest>> {
     let listed = bucket.list(&names.manifests())?;
     let newest = listed.iter().filter_map(|object| Names::parse_base(&object.name)).max();
     let Some(mut base) = newest else { return Ok(None) };
@@ -215,16 +218,22 @@ pub(crate) fn load(bucket: &dyn Bucket, names: &Names) -> Result<Option<Manifest
         base += EDITS_PER_BASE;
     }
     let name = names.manifest_base(base);
-    let Some(object) = get(bucket, &name)? else {
+    let Some(object) = fetch(bucket, &name)? else {
         return Err(Error::new(Kind::Unavailable, format!("{name} went away while it was read; try again")));
     };
     let mut manifest = format::decode_base(&object, name.as_str())?;
     if manifest.number != base {
         return Err(Error::corrupt(format!("{name} holds manifest base {}", manifest.number)));
     }
+    // Those that the listing shows, all at once; where it ends, or is behind, one by one.
+    let edits: Vec<u64> = listed.iter().filter_map(|object| Names::parse_edit(&object.name)).collect();
+    let edits: Vec<u64> = (base + 1..).take_while(|number| edits.binary_search(number).is_ok()).collect();
+    let ahead: Vec<ObjectName> = edits.iter().map(|number| names.manifest_edit(*number)).collect();
+    let mut ahead = fetch_all(bucket, &ahead, at_once).into_iter();
     loop {
         let name = names.manifest_edit(manifest.number + 1);
-        let Some(object) = get(bucket, &name)? else { return Ok(Some(manifest)) };
+        let object = ahead.next().unwrap_or_else(|| fetch(bucket, &name))?;
+        let Some(object) = object else { return Ok(Some(manifest)) };
         let (header, edit) = format::decode_edit(&object, name.as_str())?;
         manifest = manifest.apply(&header, &edit).map_err(|why| misfit(&name, &why))?;
     }
@@ -275,7 +284,7 @@ pub(crate) fn found(bucket: &dyn Bucket, names: &Names, branch: BranchId) -> Res
     for directory in [names.ssts(), names.wals()] {
         if let Some(object) = bucket.list(&directory)?.first() {
             // Another writer may have founded the branch since we looked; then its base is older than its data.
-            return load(bucket, names)?.ok_or_else(|| {
+            return load(bucket, names, 1)?.ok_or_else(|| {
                 Error::corrupt(format!(
                     "{} has no base, but there is data such as {}: the manifest was lost",
                     names.manifests(),
@@ -287,7 +296,7 @@ pub(crate) fn found(bucket: &dyn Bucket, names: &Names, branch: BranchId) -> Res
     let base = format::encode_base(&Manifest::empty(branch)).into();
     bucket.put_if_absent(&names.manifest_base(0), base)?;
     let none = || Error::corrupt(format!("{} is absent just after it was written", names.manifest_base(0)));
-    load(bucket, names)?.ok_or_else(none)
+    load(bucket, names, 1)?.ok_or_else(none)
 }
 
 /// Publishes edits for one epoch, one after the other. One owner calls.
@@ -466,14 +475,6 @@ fn misfit(name: &ObjectName, why: &str) -> Error {
 
 fn bucket_names(listed: Vec<bucket::ObjectInfo>) -> Vec<ObjectName> {
     listed.into_iter().map(|object| object.name).collect()
-}
-
-fn get(bucket: &dyn Bucket, name: &ObjectName) -> Result<Option<Bytes>> {
-    match bucket.get(name) {
-        Ok(object) => Ok(Some(object)),
-        Err(error) if error.kind == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error.into()),
-    }
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ fn shared() -> (Arc<MemoryBucket>, Arc<dyn Bucket>) {
 fn writer(bucket: &Arc<dyn Bucket>, nonce: u64, start: u64) -> Result<ManifestWriter> {
     let epoch = claim(&**bucket, &names(), NodeId([nonce as u8; 16]), nonce)?;
     loop {
-        let manifest = match load(&**bucket, &names())? {
+        let manifest = match load(&**bucket, &names(), 3)? {
             Some(manifest) => manifest,
             None => found(&**bucket, &names(), BRANCH)?,
         };
@@ -81,7 +81,7 @@ fn what_is_published_is_loaded_again_across_bases_and_writers() {
                 .publish(&Edit { dropped: vec![(TreeId(counter as u32), Seqno(1))], ..Edit::default() })
                 .unwrap();
         }
-        let loaded = load(&*bucket, &names()).unwrap().unwrap();
+        let loaded = load(&*bucket, &names(), 1).unwrap().unwrap();
         assert_eq!(&loaded, writer.manifest());
         expected = Some(loaded.version);
     }
@@ -96,7 +96,7 @@ fn cleaning_keeps_two_bases_and_what_follows_them() {
     for counter in 1..60 {
         writer.publish(&flush(counter)).unwrap();
         writer.clean_step().unwrap();
-        assert_eq!(&load(&*bucket, &names()).unwrap().unwrap(), writer.manifest());
+        assert_eq!(&load(&*bucket, &names(), 1).unwrap().unwrap(), writer.manifest());
     }
     let contents = memory.contents();
     let bases: Vec<_> = contents.keys().filter_map(Names::parse_base).collect();
@@ -135,7 +135,7 @@ fn a_sleeper_whose_number_was_cleaned_away_fools_nobody() {
     let error = old.publish(&flush(7)).unwrap_err();
     assert_eq!(error.kind(), Kind::Fenced);
     assert!(bucket.head(&names().manifest_edit(7)).unwrap().is_some());
-    assert_eq!(load(&*bucket, &names()).unwrap().unwrap(), published);
+    assert_eq!(load(&*bucket, &names(), 1).unwrap().unwrap(), published);
     let mut third = writer(&bucket, 3, 9000).unwrap();
     assert_eq!(third.manifest().version, published.version);
     for counter in 100..130 {
@@ -164,13 +164,13 @@ fn a_take_over_that_lands_late_is_met_and_taken_in() {
 
     // The third one has read the manifest when it lands.
     let epoch = claim(&*bucket, &names(), NodeId([3; 16]), 3).unwrap();
-    let before = load(&*bucket, &names()).unwrap().unwrap();
+    let before = load(&*bucket, &names(), 1).unwrap().unwrap();
     assert_eq!(slow.land_late(), 1);
     let edit = Edit { take_over: Some(WalPosition(800)), ..Edit::default() };
     let fence = || Fence::new(Arc::clone(&bucket), names(), epoch);
     let met = ManifestWriter::take_over(Arc::clone(&bucket), names(), fence(), 3, before, &edit).unwrap();
     assert!(matches!(met, TakeOver::Overtaken));
-    let after = load(&*bucket, &names()).unwrap().unwrap();
+    let after = load(&*bucket, &names(), 1).unwrap().unwrap();
     let met = ManifestWriter::take_over(Arc::clone(&bucket), names(), fence(), 3, after, &edit).unwrap();
     let TakeOver::Done(third) = met else { panic!("nobody else is there") };
     let wals: Vec<_> =
@@ -208,7 +208,7 @@ fn a_lost_answer_is_read_back_and_the_edit_is_not_published_twice() {
                     "another edit under the number: {other}"
                 );
             }
-            let loaded = load(&*bucket, &names()).unwrap().unwrap();
+            let loaded = load(&*bucket, &names(), 1).unwrap().unwrap();
             assert_eq!(&loaded, writer.manifest(), "seed {seed}");
             let copies = loaded.version.ssts().filter(|(_, sst)| sst.id == id(seed * 100 + counter)).count();
             assert_eq!(copies, 1, "seed {seed}");

@@ -23,7 +23,7 @@ pub use format::{Op, Stream};
 use format::{PAYLOAD_BYTES_MAX, RECORD_HEADER};
 pub(crate) use local::{LocalWal, Record, SET_ASIDE};
 use segments::Segments;
-pub(crate) use slices::{Chain, Uploader, chain, fetch, read_slice};
+pub(crate) use slices::{Chain, Uploader, chain, read_slice};
 
 use crate::limits::{WAL_SEGMENT_BYTES, WAL_SLICE_BYTES};
 use crate::{Disk, DiskError, Error, Kind, Result, Seqno, WalPosition};

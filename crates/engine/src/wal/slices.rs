@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use bucket::{Bucket, ErrorKind, Names, ObjectName};
+use bucket::{Bucket, Names, ObjectName};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
@@ -286,14 +286,6 @@ impl Wal {
         let length = self.stream.parse_header(first, &header).map_or(0, |header| header.payload_bytes);
         Ok(end.min(first + (RECORD_HEADER + length) as u64))
     }
-}
-
-/// The object of a slice, or what went wrong. A slice that a start needs and that is not there is damage.
-pub(crate) fn fetch(bucket: &dyn Bucket, name: &ObjectName) -> Result<Bytes> {
-    bucket.get(name).map_err(|error| match error.kind {
-        ErrorKind::NotFound => Error::corrupt(format!("{name} is missing; a start needs it")),
-        _ => error.into(),
-    })
 }
 
 #[cfg(test)]

@@ -51,7 +51,7 @@ fn read(bucket: &dyn Bucket) -> Vec<u64> {
     for (first, end) in chain(bucket, &names(), EPOCH, START, None).unwrap().slices {
         let name = names().wal_slice(EPOCH.0, first.0);
         let mut last = first;
-        read_slice(&stream(), first, &fetch(bucket, &name).unwrap(), &name, &mut |record| {
+        read_slice(&stream(), first, &bucket.get(&name).unwrap(), &name, &mut |record| {
             assert_eq!(record.position, last);
             last = record.end;
             seqnos.push(record.seqno.0);
