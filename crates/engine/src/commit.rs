@@ -18,7 +18,7 @@ use parking_lot::{Mutex, MutexGuard};
 use crate::memtable::Memtable;
 use crate::version::Version;
 use crate::view::View;
-use crate::wal::{Op, Record, Wal};
+use crate::wal::{Op, Wal};
 use crate::writeset::WriteSet;
 use crate::{Error, Kind, OpKind, Result, Seqno, TreeId, WalPosition};
 
@@ -96,67 +96,30 @@ impl Table {
         self.drops.lock().clone()
     }
 
-    fn drop_tree(&self, tree: TreeId, seqno: Seqno) {
+    /// Nothing comes after `end`.
+    pub(crate) fn freeze(&self, end: TableEnd) {
+        *self.end.lock() = Some(end);
+    }
+
+    pub(crate) fn drop_tree(&self, tree: TreeId, seqno: Seqno) {
         self.memtable.drop_tree(tree, seqno);
         self.drops.lock().push((tree, seqno));
     }
 }
 
-/// What recovery replays into.
-pub(crate) struct Replay {
-    memtable_bytes: usize,
-    tables: VecDeque<Arc<Table>>,
-    last: Seqno,
-    next_tree: TreeId,
-}
-
-impl Replay {
-    pub(crate) fn new(memtable_bytes: usize) -> Self {
-        Self { memtable_bytes, tables: VecDeque::from([Table::new()]), last: Seqno(0), next_tree: TreeId(0) }
-    }
-
-    /// Applies one record; they come in order.
-    pub(crate) fn apply(&mut self, record: &Record<'_>) -> Result<()> {
-        let table = self.tables.back().expect("there is always one");
-        for op in record.ops() {
-            match op? {
-                Op::Put(key, value) => {
-                    self.next_tree = self.next_tree.max(named_tree(key, value));
-                    table.memtable.insert(key, record.seqno, OpKind::Put, value);
-                }
-                Op::Delete(key) => table.memtable.insert(key, record.seqno, OpKind::Delete, &[]),
-                Op::DropTree(tree) => table.drop_tree(tree, record.seqno),
-            }
-        }
-        self.last = self.last.max(record.seqno);
-        if table.memtable.bytes() >= self.memtable_bytes {
-            let end = TableEnd { position: record.end, seqno: record.seqno, next_tree: self.next_tree };
-            *table.end.lock() = Some(end);
-            self.tables.push_back(Table::new());
-        }
-        Ok(())
-    }
-}
-
 impl Commits {
-    /// Goes on where `replay` ended. `flushed` is what the version holds.
+    /// Goes on with `tables`, the last of which takes writes, over `version`. `last` is the seqno of the newest commit,
+    /// `recorded_tree` what the wal says of tree ids.
     pub(crate) fn new(
         wal: Arc<Wal>,
-        mut replay: Replay,
+        mut tables: VecDeque<Arc<Table>>,
         version: Arc<Version>,
         dropped: BTreeSet<TreeId>,
-        flushed: Seqno,
-        next_tree: TreeId,
+        last: Seqno,
+        recorded_tree: TreeId,
     ) -> Self {
-        let active = replay.tables.pop_back().expect("there is always one");
-        let last_seqno = replay.last.max(flushed);
-        let turn = Turn {
-            last_seqno,
-            recorded_tree: replay.next_tree.max(next_tree),
-            active,
-            frozen: replay.tables,
-            closed: None,
-        };
+        let active = tables.pop_back().expect("a replay leaves a memtable that takes writes");
+        let turn = Turn { last_seqno: last, recorded_tree, active, frozen: tables, closed: None };
         let view = View {
             active: Arc::clone(&turn.active.memtable),
             frozen: turn.frozen.iter().rev().map(|table| Arc::clone(&table.memtable)).collect(),
@@ -166,14 +129,9 @@ impl Commits {
         Self {
             wal,
             turn: Mutex::new(turn),
-            visible: AtomicU64::new(last_seqno.0),
+            visible: AtomicU64::new(last.0),
             view: ArcSwap::from_pointee(view),
         }
-    }
-
-    /// Tree ids from here on were never recorded as given out.
-    pub(crate) fn recorded_tree(&self) -> TreeId {
-        self.turn.lock().recorded_tree
     }
 
     pub(crate) fn wal(&self) -> &Wal {
@@ -321,7 +279,7 @@ impl Commits {
     fn freeze(&self, turn: &mut Turn) {
         let end =
             TableEnd { position: self.wal.end(), seqno: turn.last_seqno, next_tree: turn.recorded_tree };
-        *turn.active.end.lock() = Some(end);
+        turn.active.freeze(end);
         let full = std::mem::replace(&mut turn.active, Table::new());
         turn.frozen.push_back(full);
         let mut view = View::clone(&self.view.load());
@@ -366,7 +324,7 @@ fn op<'a>(key: &'a [u8], kind: OpKind, value: &'a [u8]) -> Op<'a> {
 }
 
 /// The next tree id that the put says, or the one after the tree that it writes to.
-fn named_tree(key: &[u8], value: &[u8]) -> TreeId {
+pub(crate) fn named_tree(key: &[u8], value: &[u8]) -> TreeId {
     let (tree, key) = key.split_at(4);
     let tree = u32::from_be_bytes(tree.try_into().expect("split at four"));
     match <[u8; 4]>::try_from(value) {

@@ -15,13 +15,14 @@ use parking_lot::Mutex;
 
 use crate::background::Workers;
 use crate::claim::Fence;
-use crate::commit::{Commits, Replay};
+use crate::commit::Commits;
 use crate::compaction::pressure::Debt;
 use crate::compaction::run::{self, Context};
 use crate::limits::Shape;
 use crate::locks::{LockTable, Owner};
-use crate::manifest::{Flushed, ManifestWriter};
+use crate::manifest::ManifestWriter;
 use crate::recovery::{RecoveryParts, Report, recover};
+use crate::replay::Replay;
 use crate::snapshots::Snapshots;
 use crate::status::Status;
 use crate::store::{SstStore, StoreParts};
@@ -57,7 +58,6 @@ pub struct Settings {
     /// Local disk for cached pieces of ssts.
     pub disk_cache_bytes: u64,
     /// Commits fail with [`crate::Kind::Full`] when this much waits for its upload: ssts, and the wal that they come from.
-    /// A restart while the bucket is away replays that wal, about half of this, into memory.
     pub unuploaded_bytes_max: u64,
     /// A transaction that writes more fails.
     pub transaction_bytes_max: usize,
@@ -195,7 +195,15 @@ impl Engine {
     pub fn open(parts: Parts, settings: Settings) -> Result<Arc<Self>> {
         let names = Names::new(&settings.branch);
         let threads = settings.background == Background::Threads;
-        let mut replay = Replay::new(settings.memtable_bytes);
+        let store_parts = |branch| StoreParts {
+            disk: Arc::clone(&parts.disk),
+            bucket: Arc::clone(&parts.bucket),
+            names: names.clone(),
+            branch,
+            block_cache_bytes: settings.block_cache_bytes,
+            disk_cache_bytes: settings.disk_cache_bytes,
+        };
+        let mut replay = Replay::new(settings.memtable_bytes, &settings.shape, &store_parts);
         let recovery = RecoveryParts {
             bucket: Arc::clone(&parts.bucket),
             disk: Arc::clone(&parts.disk),
@@ -208,34 +216,31 @@ impl Engine {
             },
             fetches: if threads { FETCHES } else { 1 },
         };
-        let recovered = recover(recovery, &mut |record| replay.apply(record))?;
+        let recovered = recover(recovery, &mut |manifest, record| replay.apply(manifest, record))?;
         let manifest = recovered.manifest.manifest();
-        let store = SstStore::new(StoreParts {
-            disk: parts.disk,
-            bucket: Arc::clone(&parts.bucket),
-            names: names.clone(),
-            branch: manifest.branch,
-            block_cache_bytes: settings.block_cache_bytes,
-            disk_cache_bytes: settings.disk_cache_bytes,
-        });
-        store.adopt(&manifest.version)?;
-        let tree = Tree::new(manifest, settings.shape.clone(), recovered.epoch);
-        let next_tree = recovered.next_tree.max(manifest.next_tree).max(FIRST_ALLOCATED_TREE);
+        let outcome = replay.finish(manifest)?;
+        let tree = Tree::new(manifest, settings.shape.clone(), recovered.epoch, outcome.next_sst);
+        for replayed in outcome.flushed {
+            let slice = recovered.uploader.slice_at(replayed.end.position);
+            tree.add_replayed(replayed, slice)?;
+        }
+        let recorded_tree = recovered.next_tree.max(outcome.next_tree).max(FIRST_ALLOCATED_TREE);
         let commits = Commits::new(
             Arc::clone(&recovered.wal),
-            replay,
+            outcome.tables,
             tree.version(),
-            manifest.dropped.keys().copied().collect(),
-            Seqno(recovered.next_seqno.0.saturating_sub(1)),
-            next_tree,
+            tree.dropped(),
+            outcome.last.max(Seqno(recovered.next_seqno.0.saturating_sub(1))),
+            recorded_tree,
         );
+        let store = outcome.store;
         let engine = Arc::new(Self {
             locks: LockTable::new(parts.seed, Arc::clone(&parts.clock), threads),
             throttle: Throttle::new(settings.shape.clone(), settings.unuploaded_bytes_max),
             settings,
             snapshots: Snapshots::default(),
             store,
-            next_tree: AtomicU32::new(commits.recorded_tree().0),
+            next_tree: AtomicU32::new(recorded_tree.0),
             commits,
             tree,
             manifest: Mutex::new(recovered.manifest),
@@ -510,8 +515,7 @@ impl Engine {
         self.counters.flushes.fetch_add(1, Ordering::Relaxed);
         self.counters.flushed_bytes.fetch_add(ssts.iter().map(|sst| sst.bytes).sum(), Ordering::Relaxed);
         let slice = self.uploader.slice_at(end.position);
-        let flushed = Flushed { position: end.position, seqno: end.seqno, slice };
-        self.tree.install_flush(&self.commits, &table, ssts, flushed, end.next_tree)?;
+        self.tree.install_flush(&self.commits, &table, ssts, slice)?;
         self.workers.ring(Job::Publish);
         self.workers.ring(Job::Compact);
         Ok(true)

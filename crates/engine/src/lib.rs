@@ -21,6 +21,7 @@ mod manifest;
 mod memtable;
 mod merge;
 mod recovery;
+mod replay;
 mod snapshots;
 mod source;
 mod sst;

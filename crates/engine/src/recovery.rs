@@ -37,6 +37,9 @@ pub(crate) struct RecoveryParts {
     pub fetches: usize,
 }
 
+/// Takes one transaction; also told the manifest as our take-over left it.
+pub(crate) type Apply<'a> = dyn FnMut(&Manifest, &Record<'_>) -> Result<()> + 'a;
+
 /// A branch that is ours to write. What was recovered went through `apply`.
 pub(crate) struct Recovered {
     pub epoch: Epoch,
@@ -81,10 +84,7 @@ pub(crate) struct SetAside {
 ///
 /// On an error nothing is lost and the call may be repeated (it then claims another epoch); what `apply` got meanwhile
 /// must be thrown away. `Fenced`: another writer started after us.
-pub(crate) fn recover(
-    parts: RecoveryParts,
-    apply: &mut dyn FnMut(&Record<'_>) -> Result<()>,
-) -> Result<Recovered> {
+pub(crate) fn recover(parts: RecoveryParts, apply: &mut Apply<'_>) -> Result<Recovered> {
     let mut chance = Chance(parts.seed);
     let node = NodeId::of(&*parts.disk, chance.bytes())?;
     let nonce = chance.next();
@@ -189,7 +189,7 @@ impl Start {
         Ok(Some(epoch))
     }
 
-    fn finish(self, taken: Taken, apply: &mut dyn FnMut(&Record<'_>) -> Result<()>) -> Result<Recovered> {
+    fn finish(self, taken: Taken, apply: &mut Apply<'_>) -> Result<Recovered> {
         let Taken { manifest, wal, from, chains, continued } = taken;
         let set_aside = self.settle_local_wals(manifest.manifest(), continued)?;
         let mut replay = Replay::new(manifest.manifest(), apply);
@@ -309,17 +309,19 @@ struct Replay<'a> {
     newest: Seqno,
     next_tree: TreeId,
     transactions: u64,
-    apply: &'a mut dyn FnMut(&Record<'_>) -> Result<()>,
+    manifest: &'a Manifest,
+    apply: &'a mut Apply<'a>,
 }
 
 impl<'a> Replay<'a> {
-    fn new(manifest: &Manifest, apply: &'a mut dyn FnMut(&Record<'_>) -> Result<()>) -> Self {
+    fn new(manifest: &'a Manifest, apply: &'a mut Apply<'a>) -> Self {
         Self {
             flushed: manifest.flushed.position,
             branch: manifest.branch,
             newest: manifest.flushed.seqno,
             next_tree: manifest.next_tree,
             transactions: 0,
+            manifest,
             apply,
         }
     }
@@ -362,7 +364,7 @@ impl<'a> Replay<'a> {
             self.next_tree = self.next_tree.max(TreeId(tree.0.saturating_add(1)));
         }
         self.transactions += 1;
-        (self.apply)(record)
+        (self.apply)(self.manifest, record)
     }
 }
 

@@ -11,13 +11,14 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::commit::{Commits, Table};
+use crate::commit::{Commits, Table, TableEnd};
 use crate::compaction::pick::{CompactionPlan, MergePlan, TreeView, debt_bytes, forgettable, pick};
 use crate::gc::Graveyard;
 use crate::limits::Shape;
 use crate::manifest::{Edit, Flushed, Manifest};
+use crate::replay::Replayed;
 use crate::version::{SstMeta, Version};
-use crate::{Epoch, Error, Kind, Result, Seqno, SstId, TreeId};
+use crate::{Epoch, Error, Kind, Result, Seqno, SstId, TreeId, WalPosition};
 
 /// The newest tree and what is under way.
 pub(crate) struct Tree {
@@ -56,7 +57,8 @@ pub(crate) enum Begun {
 }
 
 impl Tree {
-    pub(crate) fn new(manifest: &Manifest, shape: Shape, epoch: Epoch) -> Self {
+    /// As the manifest has it. `next_sst`: the counter of the next sst.
+    pub(crate) fn new(manifest: &Manifest, shape: Shape, epoch: Epoch, next_sst: u64) -> Self {
         let version = Arc::new(manifest.version.clone());
         let mut graveyard = Graveyard::default();
         graveyard.watch(&version);
@@ -67,7 +69,7 @@ impl Tree {
             uploaded: 0,
             running: Vec::new(),
             graveyard,
-            next_sst: 1,
+            next_sst,
         };
         Self { state: Mutex::new(state), shape, epoch }
     }
@@ -84,22 +86,23 @@ impl Tree {
         SstId { epoch: self.epoch, counter }
     }
 
+    /// Puts in what recovery wrote, before anybody reads.
+    pub(crate) fn add_replayed(&self, replayed: Replayed, slice: WalPosition) -> Result<()> {
+        let Replayed { ssts, drops, end } = replayed;
+        let edit = flush_edit(ssts, drops, &end, slice);
+        self.apply(&mut self.state.lock(), edit).map(drop)
+    }
+
     /// Puts in what `table`, the oldest frozen memtable, was written to. Readers find it there from now on.
     pub(crate) fn install_flush(
         &self,
         commits: &Commits,
         table: &Arc<Table>,
         ssts: Vec<Arc<SstMeta>>,
-        flushed: Flushed,
-        next_tree: TreeId,
+        slice: WalPosition,
     ) -> Result<()> {
-        let edit = Edit {
-            added: ssts.into_iter().map(|sst| (0, sst)).collect(),
-            dropped: table.drops(),
-            flushed: Some(flushed),
-            next_tree: Some(next_tree),
-            ..Edit::default()
-        };
+        let end = table.end().expect("a frozen memtable has an end");
+        let edit = flush_edit(ssts, table.drops(), &end, slice);
         self.install(&mut self.state.lock(), commits, edit, Some(table))
     }
 
@@ -207,9 +210,15 @@ impl Tree {
         &self,
         state: &mut State,
         commits: &Commits,
-        mut edit: Edit,
+        edit: Edit,
         flushed: Option<&Arc<Table>>,
     ) -> Result<()> {
+        let version = self.apply(state, edit)?;
+        commits.install(version, state.dropped.keys().copied().collect(), flushed);
+        Ok(())
+    }
+
+    fn apply(&self, state: &mut State, mut edit: Edit) -> Result<Arc<Version>> {
         let applied = state.version.apply(&edit.added, &edit.removed);
         let version = applied.map_err(|misfit| {
             Error::new(Kind::Bug, format!("a change of the tree does not fit: {misfit}"))
@@ -221,7 +230,22 @@ impl Tree {
         state.graveyard.watch(&version);
         state.version = Arc::clone(&version);
         state.queue.push_back(edit);
-        commits.install(version, state.dropped.keys().copied().collect(), flushed);
-        Ok(())
+        Ok(version)
+    }
+}
+
+/// `slice`: where reading the wal from the bucket starts to meet `end`.
+fn flush_edit(
+    ssts: Vec<Arc<SstMeta>>,
+    dropped: Vec<(TreeId, Seqno)>,
+    end: &TableEnd,
+    slice: WalPosition,
+) -> Edit {
+    Edit {
+        added: ssts.into_iter().map(|sst| (0, sst)).collect(),
+        dropped,
+        flushed: Some(Flushed { position: end.position, seqno: end.seqno, slice }),
+        next_tree: Some(end.next_tree),
+        ..Edit::default()
     }
 }

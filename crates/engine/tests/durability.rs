@@ -542,3 +542,42 @@ fn every_snapshot_shows_whole_transactions_whatever_is_flushed_and_merged_meanwh
     });
     assert!(status(&engine, "flushes") > 5 && status(&engine, "compactions") > 0);
 }
+
+#[test]
+fn a_restart_after_a_long_outage_writes_what_it_replays_to_ssts_and_keeps_it_through_another_crash() {
+    let place = Place::new();
+    let faulty = Arc::new(FaultyBucket::new(place.bucket(), 1, Vec::new()).with_tries(1));
+    let engine = open_at(place.data.path(), Arc::clone(&faulty) as _, manual()).unwrap();
+    faulty.faults().set_rules(vec![Rule::outage()]);
+    for n in 0..2000 {
+        let mut txn = engine.begin();
+        txn.put(TREE, format!("{:04}", n % 1500).as_bytes(), format!("{n} {}", "x".repeat(300)).as_bytes())
+            .unwrap();
+        if n == 900 {
+            txn.put(TreeId(8), b"gone", b"").unwrap();
+        }
+        if n == 1000 {
+            txn.drop_tree(TreeId(8));
+        }
+        txn.commit().unwrap();
+        engine.step(Job::Flush).unwrap();
+    }
+    let before = all(&engine, &mut engine.begin(), TREE);
+    assert!(status(&engine, "flushes") > 8);
+    drop(engine);
+    faulty.faults().set_rules(Vec::new());
+    for published in [0, 3, 100] {
+        let engine = open_at(place.data.path(), Arc::clone(&faulty) as _, manual()).unwrap();
+        assert!(status(&engine, "memtables_frozen") < 4);
+        assert!(status(&engine, "l0_runs") > 0, "what did not fit is in ssts");
+        assert_eq!(all(&engine, &mut engine.begin(), TREE), before);
+        assert_eq!(all(&engine, &mut engine.begin(), TreeId(8)).len(), 0);
+        for _ in 0..published {
+            engine.step(Job::Publish).unwrap();
+        }
+    }
+    let engine = open_at(place.data.path(), Arc::clone(&faulty) as _, manual()).unwrap();
+    engine.step(Job::Freeze).unwrap();
+    drain(&engine);
+    assert_eq!(all(&engine, &mut engine.begin(), TREE), before);
+}

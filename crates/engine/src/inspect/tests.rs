@@ -29,7 +29,7 @@ fn life() -> (SimDisk, Arc<MemoryBucket>) {
             limits,
             fetches: 1,
         };
-        recover(parts, &mut |_| Ok(())).unwrap()
+        recover(parts, &mut |_, _| Ok(())).unwrap()
     };
     let first = start(1);
     let mut seqno = first.next_seqno;

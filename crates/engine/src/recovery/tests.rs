@@ -52,7 +52,7 @@ impl Writer {
         };
         let mut all = BTreeMap::new();
         let mut unflushed = BTreeMap::new();
-        let recovered = recover(parts, &mut |record| {
+        let recovered = recover(parts, &mut |_, record| {
             for op in record.ops() {
                 let Op::Put(key, value) = op? else { panic!("only puts were written") };
                 assert_eq!(&key[4..], value, "the record is whole");
