@@ -1,4 +1,5 @@
-//! A transactional, ordered key-value store whose truth lives in a bucket. Read the modules in this order.
+//! A transactional, ordered key-value store whose truth lives in a bucket. ARCHITECTURE.md has the order
+//! in which to read the modules; `engine` comes first.
 //!
 //! Never here: SQL, MariaDB, Raft.
 
