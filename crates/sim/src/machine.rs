@@ -63,6 +63,10 @@ pub struct Counters {
     pub lucky: u64,
     /// Commits that were lost with a directory, as promised.
     pub lost: u64,
+    /// Compactions of the last writers.
+    pub compactions: u64,
+    /// Ssts in the trees that were left at the end.
+    pub ssts: u64,
 }
 
 impl std::ops::AddAssign for Counters {
@@ -76,6 +80,8 @@ impl std::ops::AddAssign for Counters {
         self.fenced += other.fenced;
         self.lucky += other.lucky;
         self.lost += other.lost;
+        self.compactions += other.compactions;
+        self.ssts += other.ssts;
     }
 }
 

@@ -76,14 +76,14 @@ impl Plan {
         let l0_runs = random.pick(&[2, 4]);
         let never = u64::MAX / 64;
         let plan = Self {
-            actions: random.pick(&[300, 800, 2000]),
+            actions: random.pick(&[300, 800, 2000, 3000]),
             keys: random.pick(&[8, 60, 400, 2000]),
             value_bytes: random.pick(&[8, 40, 200, 1000]),
             txn_writes: random.pick(&[2, 6, 30]),
             weather: random.pick(&[0.0, 0.0, 0.03, 0.15]),
             latency: random.one_in(2),
-            crash_every: random.pick(&[25, 60, 200]),
-            takeover_every: random.pick(&[40, 150, never]),
+            crash_every: random.pick(&[25, 60, 200, 1000]),
+            takeover_every: random.pick(&[40, 150, 1000, never]),
             disk_full_every: random.pick(&[100, never]),
             sync_fails_every: random.pick(&[150, never]),
             memtable_bytes: random.pick(&[4 << 10, 16 << 10, 128 << 10]),
