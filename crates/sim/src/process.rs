@@ -118,8 +118,12 @@ impl Process {
             sync_fails: false,
         };
         drop(counters);
-        process.join_line()?;
-        Ok(Some(process))
+        match process.join_line() {
+            Ok(()) => Ok(Some(process)),
+            // The machine stopped while it was being read.
+            Err(_) if process.stopped() => Ok(None),
+            Err(failure) => Err(failure),
+        }
     }
 
     /// Reads everything and finds out which commits have survived; they must be the ones that had to.
