@@ -1,8 +1,11 @@
 //! The engine's own threads: each does one kind of step when its bell rings, and now and then unasked.
 //!
 //! * A thread keeps no engine alive: it looks each time whether there still is one.
-//! * A step that fails is reported here, once, and tried again after a pause that grows. After a fatal error the threads end.
+//! * A step that fails is reported here, once, and tried again after a pause that grows. After a fatal error the threads
+//!   end. A panic is fatal: what it left behind is unknown, and a flush that stops in silence would be found out late.
 
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -131,7 +134,8 @@ fn work(job: Job, bell: &Bell, engine: &Weak<Engine>) {
     loop {
         let Some(live) = engine.upgrade() else { return };
         let wal_interval = live.settings.wal_upload_interval;
-        let done = work_off(job, bell, &live);
+        let done = std::panic::catch_unwind(AssertUnwindSafe(|| work_off(job, bell, &live)));
+        let done = done.unwrap_or_else(|panic| Err(live.fail(name(job), panic_message(&*panic))));
         let dead = live.check_alive().is_err();
         drop(live);
         let go_on = match done {
@@ -155,6 +159,11 @@ fn work(job: Job, bell: &Bell, engine: &Weak<Engine>) {
             return;
         }
     }
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }
 
 /// Steps until there is nothing left to do.

@@ -442,6 +442,14 @@ impl Engine {
         }
     }
 
+    /// A background thread panicked in a step called `step`: nothing goes on.
+    pub(crate) fn fail(&self, step: &str, message: &str) -> Error {
+        let error =
+            Error::new(Kind::Failed, format!("a bug ended the background thread \"{step}\": {message}"));
+        self.note(&error);
+        error
+    }
+
     /// An error that ends this writer ends it for everybody.
     fn note(&self, error: &Error) {
         if !matches!(error.kind(), Kind::Fenced | Kind::Failed) {

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use bucket::{Bucket, DirectoryBucket, FaultyBucket, Rule};
+use bucket::{Bucket, DirectoryBucket, FaultyBucket, MemoryBucket, Rule};
 use engine::limits::Shape;
 use engine::{
-    Background, Cursor, Engine, Hooks, Job, Kind, LockMode, LockWait, Parts, ReadAs, RealDisk, Result,
-    Settings, SystemClock, TreeId, Txn,
+    Background, Cursor, Disk, DiskError, DiskFile, Engine, Hooks, Job, Kind, LockMode, LockWait, Parts,
+    ReadAs, RealDisk, Result, Settings, SimDisk, SystemClock, TreeId, Txn,
 };
 use parking_lot::Mutex;
 use tempfile::TempDir;
@@ -580,4 +580,49 @@ fn a_restart_after_a_long_outage_writes_what_it_replays_to_ssts_and_keeps_it_thr
     engine.step(Job::Freeze).unwrap();
     drain(&engine);
     assert_eq!(all(&engine, &mut engine.begin(), TREE), before);
+}
+
+/// A disk on which a flush meets a bug of ours.
+struct Treacherous(SimDisk);
+
+impl Disk for Treacherous {
+    fn create(&self, name: &str) -> std::result::Result<Arc<dyn DiskFile>, DiskError> {
+        assert!(!name.starts_with("sst/"), "planted");
+        self.0.create(name)
+    }
+    fn open(&self, name: &str) -> std::result::Result<Arc<dyn DiskFile>, DiskError> {
+        self.0.open(name)
+    }
+    fn rename(&self, from: &str, to: &str) -> std::result::Result<(), DiskError> {
+        self.0.rename(from, to)
+    }
+    fn remove(&self, name: &str) -> std::result::Result<(), DiskError> {
+        self.0.remove(name)
+    }
+    fn list(&self, directory: &str) -> std::result::Result<Vec<String>, DiskError> {
+        self.0.list(directory)
+    }
+    fn sync_directory(&self, directory: &str) -> std::result::Result<(), DiskError> {
+        self.0.sync_directory(directory)
+    }
+}
+
+#[test]
+fn a_panic_in_a_background_thread_is_told_and_stops_the_engine() {
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let hooks = {
+        let told = Arc::clone(&told);
+        Hooks { on_fatal: Arc::new(move |error| told.lock().push(error.to_string())) }
+    };
+    let parts = Parts {
+        bucket: Arc::new(MemoryBucket::new()),
+        disk: Arc::new(Treacherous(SimDisk::new(1))),
+        clock: Arc::new(SystemClock::default()),
+        seed: 1,
+    };
+    let engine = Engine::open(parts, Settings { hooks, ..small(Background::Threads) }).unwrap();
+    let error = (0..1_000_000).find_map(|n| put(&engine, &format!("{n}"), &"x".repeat(1000)).err());
+    assert_eq!(error.expect("the engine stops").kind(), Kind::Failed);
+    let told = told.lock();
+    assert!(told.len() == 1 && told[0].contains("flush") && told[0].contains("planted"), "{told:?}");
 }
