@@ -6,6 +6,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::{FdFlags, fcntl_setfd};
@@ -61,6 +62,20 @@ impl DataDirectory {
         }
         std::env::temp_dir().join(format!("cistern-{}.sock", std::process::id()))
     }
+}
+
+/// Takes the lock, waiting a little: a server that was killed a moment ago lets go of it when its last thread is gone.
+#[expect(clippy::disallowed_methods, reason = "the dying server is another process, in real time")]
+fn locked_in_time(lock: &File) -> bool {
+    const PAUSE: Duration = Duration::from_millis(20);
+    const TRIES: u32 = 100;
+    for _ in 0..TRIES {
+        if flock(lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            return true;
+        }
+        std::thread::sleep(PAUSE);
+    }
+    false
 }
 
 #[cfg(test)]
