@@ -249,16 +249,24 @@ fn space_weight(collation: CollationId, collations: &dyn Collations) -> Vec<u8> 
     weight
 }
 
-/// One space as the collation's character set writes it: two and four bytes in UCS-2, UTF-16 and UTF-32.
+/// One space as the collation's character set writes it: four bytes in UTF-32, two in UCS-2 and UTF-16, in either order.
 fn collations_space(collation: CollationId, collations: &dyn Collations) -> Vec<u8> {
-    for space in [&b" "[..], &[0, b' '], &[b' ', 0], &[0, 0, 0, b' ']] {
+    let is_character = |bytes: &[u8]| collations.prefix_bytes(collation, bytes, 1) == bytes.len();
+    let weight = |bytes: &[u8]| {
         let mut weight = Vec::new();
-        collations.weights(collation, space, &mut weight);
-        if !weight.is_empty() && collations.prefix_bytes(collation, space, 1) == space.len() {
-            return space.to_vec();
-        }
+        collations.weights(collation, bytes, &mut weight);
+        weight
+    };
+    // The longest first: a single byte may pass for a character, a malformed one, where characters have two.
+    if is_character(&[0, 0, 0, b' ']) {
+        return vec![0, 0, 0, b' '];
     }
-    b" ".to_vec()
+    // In the wrong order it is U+2000, whose weight is that of a space or greater.
+    let wide = [[0, b' '], [b' ', 0]].into_iter().filter(|space| is_character(space));
+    match wide.min_by_key(|space| weight(space)) {
+        Some(space) => space.to_vec(),
+        None => b" ".to_vec(),
+    }
 }
 
 impl FfiIndex {

@@ -30,6 +30,9 @@ pub(crate) struct Part {
     flip: u8,
     /// If only the start of the value counts: characters.
     cut: Option<usize>,
+    /// CHAR of a charset whose space is longer than a byte (UCS-2, UTF-16, UTF-32): bytes of the whole column. Its own form has lost bytes
+    /// of characters, so it is padded again before it is weighed.
+    widen: Option<usize>,
     collation: CollationId,
     tuple: Tuple,
     tuple_bytes: usize,
@@ -64,7 +67,7 @@ enum Tuple {
 pub(crate) struct Garbled;
 
 impl Part {
-    pub(crate) fn new(descriptor: &Descriptor, part: &IndexPart) -> Self {
+    pub(crate) fn new(descriptor: &Descriptor, part: &IndexPart, collations: &dyn Collations) -> Self {
         let field = &descriptor.fields[part.field];
         let length = part.length as usize;
         let chars = length / usize::from(field.char_bytes_max.max(1));
@@ -95,6 +98,10 @@ impl Part {
             nullable: field.null.is_some(),
             flip: if part.descending { 0xff } else { 0 },
             cut: (!is_whole(field, part)).then_some(chars),
+            widen: (field.kind == Kind::Char
+                && field.char_bytes_max > 1
+                && collations.prefix_bytes(field.collation, b"    ", 1) > 1)
+                .then_some(field.pack_length as usize),
             collation: field.collation,
             tuple,
             tuple_bytes: part.store_length as usize,
@@ -188,6 +195,14 @@ impl Part {
         scratch: &mut Vec<u8>,
         out: &mut Vec<u8>,
     ) {
+        let widened;
+        let value = match self.widen {
+            None => value,
+            Some(bytes) => {
+                widened = [value, &vec![b' '; bytes.saturating_sub(value.len())]].concat();
+                &widened[..]
+            }
+        };
         match self.shape {
             Shape::Int(n) => {
                 let start = out.len();

@@ -58,14 +58,20 @@ pub(crate) struct TupleShape {
 }
 
 impl Layout {
-    pub(crate) fn new(descriptor: Descriptor) -> Self {
-        let indexes: Vec<IndexCodec> =
-            (0..descriptor.indexes.len()).map(|number| IndexCodec::new(&descriptor, number)).collect();
+    pub(crate) fn new(descriptor: Descriptor, collations: &dyn Collations) -> Self {
+        let indexes: Vec<IndexCodec> = (0..descriptor.indexes.len())
+            .map(|number| IndexCodec::new(&descriptor, number, collations))
+            .collect();
         let longest = descriptor.primary.map_or(8, |primary| {
             let parts = &descriptor.indexes[primary].parts;
-            parts.iter().map(|part| Part::new(&descriptor, part).max_len(part)).sum()
+            parts.iter().map(|part| Part::new(&descriptor, part, collations).max_len(part)).sum()
         });
-        Self { rows: RowCodec::new(&descriptor), indexes, position_length: longest + 2, descriptor }
+        Self {
+            rows: RowCodec::new(&descriptor, collations),
+            indexes,
+            position_length: longest + 2,
+            descriptor,
+        }
     }
 
     /// The parts of the primary key; `None` if it is hidden.
@@ -91,14 +97,17 @@ impl Layout {
 }
 
 impl IndexCodec {
-    fn new(descriptor: &Descriptor, number: usize) -> Self {
+    fn new(descriptor: &Descriptor, number: usize, collations: &dyn Collations) -> Self {
         let index = &descriptor.indexes[number];
         let is_primary = descriptor.primary == Some(number);
-        let parts: Vec<Part> = index.parts.iter().map(|part| Part::new(descriptor, part)).collect();
+        let parts: Vec<Part> =
+            index.parts.iter().map(|part| Part::new(descriptor, part, collations)).collect();
         let primary: Vec<Part> = match descriptor.primary {
-            Some(primary) if !is_primary => {
-                descriptor.indexes[primary].parts.iter().map(|part| Part::new(descriptor, part)).collect()
-            }
+            Some(primary) if !is_primary => descriptor.indexes[primary]
+                .parts
+                .iter()
+                .map(|part| Part::new(descriptor, part, collations))
+                .collect(),
             _ => Vec::new(),
         };
         let primary_bytes = match descriptor.primary {
@@ -116,13 +125,13 @@ impl IndexCodec {
             user_tuple_bytes: 0,
             user_steps: index.parts.len(),
         };
-        codec.lay_out_tuple(descriptor, number);
+        codec.lay_out_tuple(descriptor, number, collations);
         codec
     }
 
     /// The server leaves out of a tuple's extension the primary-key parts that the user's parts have already; the stored key
     /// has them all, and their values are known.
-    fn lay_out_tuple(&mut self, descriptor: &Descriptor, number: usize) {
+    fn lay_out_tuple(&mut self, descriptor: &Descriptor, number: usize, collations: &dyn Collations) {
         let index = &descriptor.indexes[number];
         let mut at = 0;
         for part in &self.parts {
@@ -134,7 +143,7 @@ impl IndexCodec {
         let mut extension = index.extension.iter().peekable();
         for part in &self.primary {
             if let Some(added) = extension.next_if(|added| added.field == part.field) {
-                let source = Part::new(descriptor, added);
+                let source = Part::new(descriptor, added, collations);
                 let needs = at + source.tuple_bytes();
                 self.steps.push(TupleStep { part: part.clone(), source, at, needs });
                 at = needs;

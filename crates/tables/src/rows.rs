@@ -8,7 +8,7 @@
 //! * Primary-key columns that the key gives back exactly, at an offset known beforehand, are left out of the row.
 
 use crate::cursor::Record;
-use crate::descriptor::{Descriptor, Field, Kind, Storage};
+use crate::descriptor::{Collations, Descriptor, Field, Kind, Storage};
 use crate::keys::{Garbled, Part, strip_spaces};
 use crate::varint;
 
@@ -256,7 +256,7 @@ impl Program {
 }
 
 impl RowCodec {
-    pub(crate) fn new(descriptor: &Descriptor) -> Self {
+    pub(crate) fn new(descriptor: &Descriptor, collations: &dyn Collations) -> Self {
         let mut columns: Vec<Column> = Vec::with_capacity(descriptor.fields.len());
         let mut blobs = 0;
         for field in &descriptor.fields {
@@ -279,16 +279,16 @@ impl RowCodec {
             key_columns: Vec::new(),
             key_column_bytes: 0,
         };
-        codec.take_from_key(descriptor);
+        codec.take_from_key(descriptor, collations);
         codec.place_in_row(descriptor);
         codec
     }
 
-    fn take_from_key(&mut self, descriptor: &Descriptor) {
+    fn take_from_key(&mut self, descriptor: &Descriptor, collations: &dyn Collations) {
         let Some(primary) = descriptor.primary else { return };
         let mut at = 0;
         for index_part in &descriptor.indexes[primary].parts {
-            let part = Part::new(descriptor, index_part);
+            let part = Part::new(descriptor, index_part, collations);
             let Some(bytes) = part.fixed_len() else { return };
             let column = &mut self.columns[part.field];
             if part.restores_exactly() && column.place == Place::Absent {

@@ -86,7 +86,7 @@ impl Store {
     ) -> Result<()> {
         descriptor.check()?;
         let path = normal(path);
-        let layout = Layout::new(descriptor.clone());
+        let layout = Layout::new(descriptor.clone(), self.collations());
         let trees = self.allocate(descriptor);
         let definition = Definition {
             table: u64::from(trees.primary.0),
@@ -134,7 +134,7 @@ impl Store {
     pub fn set_images(&self, path: &str, descriptor: &Descriptor, images: TableImages) -> Result<()> {
         descriptor.check()?;
         let path = normal(path);
-        let fingerprint = Layout::new(descriptor.clone()).fingerprint();
+        let fingerprint = Layout::new(descriptor.clone(), self.collations()).fingerprint();
         self.change(|txn| {
             let mut definition =
                 self.locked_definition(txn, path)?.ok_or_else(|| Error::NoSuchTable(path.to_owned()))?;
@@ -208,7 +208,7 @@ impl Store {
         descriptor.check()?;
         let path = normal(path);
         let definition = self.definition(path)?.ok_or_else(|| Error::NoSuchTable(path.to_owned()))?;
-        let layout = Layout::new(descriptor);
+        let layout = Layout::new(descriptor, self.collations());
         check_fingerprint(path, &definition, layout.fingerprint())?;
         let state = Arc::clone(
             self.states

@@ -96,8 +96,8 @@ proptest! {
         let shape = Shape::hidden(&[column], &[plain(&[index_part])]);
         let descriptor = shape.descriptor();
         descriptor.check().expect("a sound descriptor");
-        let part = Part::new(&descriptor, &descriptor.indexes[0].parts[0]);
-        let rows = RowCodec::new(&descriptor);
+        let part = Part::new(&descriptor, &descriptor.indexes[0].parts[0], &Ascii);
+        let rows = RowCodec::new(&descriptor, &Ascii);
 
         let mut encoded = Vec::new();
         for value in &values {
@@ -164,7 +164,7 @@ proptest! {
             _ => V::D(f64::from(nulls)),
         }).collect();
         let descriptor = shape.descriptor();
-        let layout = crate::layout::Layout::new(descriptor);
+        let layout = crate::layout::Layout::new(descriptor, &Ascii);
         let record = shape.record(&row);
         let (mut bytes, mut key) = (Vec::new(), Vec::new());
         record.with(|record| {
@@ -204,13 +204,13 @@ proptest! {
         let column = if nullable { column.null() } else { column };
         let shape = Shape::hidden(&[column], &[plain(&[common::Part { field: 0, prefix: None, descending }])]);
         let descriptor = shape.descriptor();
-        let part = Part::new(&descriptor, &descriptor.indexes[0].parts[0]);
+        let part = Part::new(&descriptor, &descriptor.indexes[0].parts[0], &Ascii);
         let mut image = shape.empty();
         if let Ok(end) = part.decode(&bytes, 0, &mut &bytes[..], Some(&mut image), &mut Vec::new()) {
             prop_assert!(end <= bytes.len());
         }
         let mut program = Default::default();
-        let rows = RowCodec::new(&descriptor);
+        let rows = RowCodec::new(&descriptor, &Ascii);
         rows.compile(|_| true, &mut program);
         // Whatever the answer: no panic, no read beyond the row.
         _ = rows.decode(&program, &bytes, &[0; 8], &mut image);
@@ -234,8 +234,8 @@ fn the_bytes_of_version_1_stay() {
         let index_part = common::Part { field: 0, prefix: None, descending };
         let descriptor = Shape::hidden(&[column], &[plain(&[index_part])]).descriptor();
         let shape = Shape::hidden(&[column], &[plain(&[index_part])]);
-        let part = Part::new(&descriptor, &descriptor.indexes[0].parts[0]);
-        let rows = RowCodec::new(&descriptor);
+        let part = Part::new(&descriptor, &descriptor.indexes[0].parts[0], &Ascii);
+        let rows = RowCodec::new(&descriptor, &Ascii);
         let (mut key, mut restore) = (Vec::new(), Vec::new());
         shape.record(&[value]).with(|record| {
             let value = rows.record_value(0, &record).expect("a sound record");
@@ -276,7 +276,60 @@ fn the_bytes_of_version_1_stay() {
     let mut row = Vec::new();
     let record = shape.record(&[V::I(5), V::Null, V::U(7), text("xy")]);
     record
-        .with(|record| RowCodec::new(&shape.descriptor()).encode(&record, &mut row))
+        .with(|record| RowCodec::new(&shape.descriptor(), &Ascii).encode(&record, &mut row))
         .expect("a sound record");
     assert_eq!(row, [1, 4, 7, 2, b'x', b'y']);
+}
+
+/// In UCS-2 the record pads with `00 20`: a value's own form ends in the middle of a character, and U+2020 (a dagger) is all spaces.
+#[test]
+fn a_char_of_two_bytes_a_character_is_weighed_whole() {
+    let column = common::char(8, Text::Wide);
+    let shape = Shape::hidden(&[column], &[plain(&[common::part(0)])]);
+    let descriptor = shape.descriptor();
+    let part = Part::new(&descriptor, &descriptor.indexes[0].parts[0], &Ascii);
+    let rows = RowCodec::new(&descriptor, &Ascii);
+    let record = |text: &str| {
+        let mut units: Vec<u16> = text.encode_utf16().collect();
+        units.resize(4, 0x20);
+        let image: Vec<u8> = units.iter().flat_map(|unit| unit.to_be_bytes()).collect();
+        shape.record(&[V::B(image)])
+    };
+    let texts = [
+        "",
+        "\t",
+        "A",
+        "A\u{9}",
+        "AB",
+        "AB\u{2020}",
+        "AB\u{120}",
+        "AB\u{2020}\u{2020}",
+        "ABCD",
+        "ABC\u{4120}",
+    ];
+    let mut keys = Vec::new();
+    for text in texts {
+        let (mut key, mut image) = (Vec::new(), shape.empty());
+        let owned = record(text);
+        owned.with(|record| {
+            part.encode(
+                rows.record_value(0, &record).expect("a sound record"),
+                &Ascii,
+                &mut Vec::new(),
+                &mut key,
+            );
+            let mut row = Vec::new();
+            rows.encode(&record, &mut row).expect("a sound record");
+            let mut program = Default::default();
+            rows.compile(|_| true, &mut program);
+            rows.decode(&program, &row, &[], &mut image).expect("a sound row");
+        });
+        assert_eq!(image[1..], owned.image[1..], "{text:?} comes back");
+        keys.push((owned.image[1..].to_vec(), key));
+    }
+    for (a, key_a) in &keys {
+        for (b, key_b) in &keys {
+            assert_eq!(key_a.cmp(key_b), Text::Wide.compare(a, b), "{a:?} {b:?}");
+        }
+    }
 }

@@ -27,7 +27,7 @@ fn what_a_row_of_sysbench_costs() {
         ],
         &[common::unique(&[common::part(0)]), common::plain(&[common::part(1)])],
     );
-    let layout = Layout::new(shape.descriptor());
+    let layout = Layout::new(shape.descriptor(), &Ascii);
     let row = [
         V::I(77),
         V::I(5000),

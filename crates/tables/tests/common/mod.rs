@@ -36,6 +36,8 @@ pub enum Text {
     CaselessWide,
     CaselessNoPad,
     CaselessFull,
+    /// UCS-2: the bytes of a character are compared as a number, spaces are `00 20`.
+    Wide,
 }
 
 impl Text {
@@ -56,10 +58,19 @@ impl Text {
             Text::CaselessWide => TextOrder::WeightsSpacePadded { space: [0, b' ', 0, 0], space_bytes: 2 },
             Text::CaselessNoPad => TextOrder::Weights,
             Text::CaselessFull => TextOrder::Padded,
+            Text::Wide => TextOrder::WeightsSpacePadded { space: [0, b' ', 0, 0], space_bytes: 2 },
         }
     }
 
     pub fn compare(self, a: &[u8], b: &[u8]) -> Ordering {
+        if self == Text::Wide {
+            let units = |text: &[u8]| {
+                let mut units: Vec<[u8; 2]> = text.chunks_exact(2).map(|unit| [unit[0], unit[1]]).collect();
+                units.resize(200, [0, b' ']);
+                units
+            };
+            return units(a).cmp(&units(b));
+        }
         let fold = |text: &[u8]| match self {
             Text::Binary | Text::BinaryPadded => text.to_vec(),
             _ => text.to_ascii_uppercase(),
@@ -79,6 +90,10 @@ pub struct Ascii;
 
 impl Collations for Ascii {
     fn weights(&self, collation: CollationId, text: &[u8], out: &mut Vec<u8>) {
+        if collation.0 == 3 {
+            assert!(text.len().is_multiple_of(2), "half a character: {text:?}");
+            return out.extend_from_slice(text);
+        }
         for byte in text {
             if collation.0 == 2 {
                 out.push(0);
@@ -91,8 +106,8 @@ impl Collations for Ascii {
         out.extend(text.iter().take(chars).map(u8::to_ascii_uppercase));
         out.resize(start + bytes, b' ');
     }
-    fn prefix_bytes(&self, _: CollationId, text: &[u8], chars: usize) -> usize {
-        text.len().min(chars)
+    fn prefix_bytes(&self, collation: CollationId, text: &[u8], chars: usize) -> usize {
+        text.len().min(if collation.0 == 3 { chars * 2 } else { chars })
     }
 }
 
@@ -243,8 +258,12 @@ impl Shape {
                         (TextOrder::Weights, Kind::Char) => Text::Caseless.order(),
                         (order, _) => order,
                     },
-                    collation: CollationId(if column.text == Text::CaselessWide { 2 } else { 1 }),
-                    char_bytes_max: 1,
+                    collation: CollationId(match column.text {
+                        Text::CaselessWide => 2,
+                        Text::Wide => 3,
+                        _ => 1,
+                    }),
+                    char_bytes_max: if column.text == Text::Wide { 2 } else { 1 },
                     storage: column.storage,
                 };
                 offset += column.bytes;
