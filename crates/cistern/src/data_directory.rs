@@ -35,7 +35,7 @@ impl DataDirectory {
         })?;
         fcntl_setfd(&lock, FdFlags::empty()).map_err(|error| failed(error.into()))?;
         let directory = Self { root, _lock: lock };
-        for path in [directory.server(), directory.engine(), directory.run()] {
+        for path in [directory.server(), directory.engine(), directory.run(), directory.temporary()] {
             fs::create_dir_all(&path).map_err(|error| format!("{}: {error}", path.display()))?;
         }
         Ok(directory)
@@ -53,6 +53,11 @@ impl DataDirectory {
     pub fn run(&self) -> PathBuf {
         self.root.join("run")
     }
+    /// Where the server sorts and keeps temporary tables. Its own, because a starting server deletes what looks like an
+    /// earlier one's, and another server on this machine may be using that.
+    pub fn temporary(&self) -> PathBuf {
+        self.root.join("tmp")
+    }
     /// The local socket; under the temporary directory if the path would be too long for one.
     pub fn socket(&self) -> PathBuf {
         const SOCKET_PATH_MAX: usize = 100; // sun_path has 108 bytes
@@ -68,7 +73,7 @@ impl DataDirectory {
 #[expect(clippy::disallowed_methods, reason = "the dying server is another process, in real time")]
 fn locked_in_time(lock: &File) -> bool {
     const PAUSE: Duration = Duration::from_millis(20);
-    const TRIES: u32 = 100;
+    const TRIES: u32 = 250;
     for _ in 0..TRIES {
         if flock(lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
             return true;

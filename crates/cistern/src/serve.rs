@@ -147,6 +147,7 @@ fn mariadbd(url: &str, server: &Server, directory: &DataDirectory) -> Command {
     command.arg(option("character-sets-dir", &server.share.join("charsets")));
     command.arg(option("datadir", &directory.server()));
     command.arg(option("plugin-dir", &server.plugins));
+    command.arg(option("tmpdir", &directory.temporary()));
     command.arg(option("socket", &directory.socket()));
     command.arg(option("pid-file", &directory.run().join("mariadbd.pid")));
     command.args(["--plugin-load-add=ha_cistern.so", "--cistern=FORCE_PLUS_PERMANENT", "--skip-innodb"]);
