@@ -30,9 +30,11 @@ impl DataDirectory {
         fs::create_dir_all(root).map_err(failed)?;
         let root = fs::canonicalize(root).map_err(failed)?;
         let lock = File::options().create(true).append(true).open(root.join("lock")).map_err(failed)?;
-        flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
-            format!("data directory {name} is in use by another server; stop it, or pass another --data")
-        })?;
+        if !locked_in_time(&lock) {
+            return Err(format!(
+                "data directory {name} is in use by another server; stop it, or pass another --data"
+            ));
+        }
         fcntl_setfd(&lock, FdFlags::empty()).map_err(|error| failed(error.into()))?;
         let directory = Self { root, _lock: lock };
         for path in [directory.server(), directory.engine(), directory.run(), directory.temporary()] {
