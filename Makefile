@@ -6,7 +6,7 @@ export CARGO_TARGET_DIR := $(CURDIR)/target
 
 .PHONY: help
 help: ## This list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
 
 .PHONY: setup
 setup: ## Install what this machine lacks (Debian packages, cargo-nextest), fetch the server's headers
@@ -26,6 +26,15 @@ run: build ## Serve ./data/bucket on 127.0.0.1:$PORT (3306) until Ctrl-C
 test: build lint ## Everything that must hold before a change lands; what CI runs
 	@tools/server tests
 	@cargo nextest run --workspace --features bucket/s3,bucket/testkit --no-fail-fast
+
+.PHONY: crash-test
+crash-test: build ## 100 kills under load, 20 of them lose the data directory
+	@cargo run --release -q -p acceptance --bin crash -- --cycles=100 --deletions=20
+
+.PHONY: crash-test-s3
+crash-test-s3: build ## The same on S3 (moto) while one request in twenty goes wrong
+	@cargo build --release -q -p bucket --features s3,testkit --bin faulty-s3
+	@cargo run --release -q -p acceptance --bin crash -- --cycles=100 --deletions=20 --faulty-s3=0.05 --window-ms=3000
 
 .PHONY: lint
 lint: ## Formatting, clippy, licences and advisories, the crate arrows

@@ -5,6 +5,7 @@
 
 pub mod company;
 pub mod oracle;
+pub mod s3;
 pub mod server;
 
 pub use server::{Peer, Server};

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use mysql::Conn;
 use mysql::prelude::Queryable;
@@ -155,9 +155,4 @@ pub fn judge(
         connection.query_first("SELECT COUNT(*) FROM crash.pair FORCE INDEX (note) WHERE note > ''")?;
     verdict.torn += u64::from(by_table != by_index);
     Ok(verdict)
-}
-
-/// The end of the promise when the machine was lost at `killed`: all but the last second.
-pub fn all_but_the_last_second(killed: Instant) -> Option<Instant> {
-    killed.checked_sub(Duration::from_secs(1))
 }

@@ -327,3 +327,21 @@ fn no_secret_is_on_a_command_line_or_in_a_variable() {
     assert!(variables.iter().all(|(_, value)| !value.contains("s3cr3tv4lue")));
     assert!(!server.said().contains("s3cr3tv4lue"));
 }
+
+#[test]
+fn a_start_leaves_the_temporary_tables_of_other_servers_alone() {
+    let scratch = tempfile::tempdir().expect("a temporary directory");
+    let [first, second] = ["first", "second"].map(|name| scratch.path().join(name));
+    for directory in [&first, &second] {
+        fs::create_dir(directory).expect("a directory");
+    }
+    let first = start(&Plan::in_directory(&first));
+    let mut root = first.connect().expect("it is ready");
+    // mariadbd deletes every #sql… file in its tmpdir when it starts.
+    let own: Option<String> = root.query_first("SELECT @@tmpdir").expect("a variable");
+    let file = Path::new(&own.expect("a value")).join("#sql-temptable-of-the-first");
+    fs::write(&file, "x").expect("a temporary directory can be written");
+    let second = start(&Plan::in_directory(&second));
+    second.connect().expect("it is ready").query_drop("SELECT 1").expect("it answers");
+    assert!(file.exists(), "the second server deleted a file of the first");
+}
