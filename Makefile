@@ -45,3 +45,19 @@ lint: ## Formatting, clippy, licences and advisories, the crate arrows
 .PHONY: fmt
 fmt: ## Format all Rust code
 	@cargo fmt --all
+
+.PHONY: bench-sysbench
+bench-sysbench: build ## sysbench on ours and on InnoDB in turn, three rounds, the ratio of medians
+	@cargo run --release -q -p acceptance --bin sysbench
+
+.PHONY: bench-micro
+bench-micro: ## Single steps of the engine, in nanoseconds
+	@cargo run --release -q -p bench
+
+.PHONY: sim
+sim: ## 1,000 seeds of the whole engine in one thread; a failing one prints how to replay it
+	@cargo run --release -q -p sim -- --seeds 1000
+
+.PHONY: server-tests
+server-tests: build ## Every test of the server's own suites that is listed as passing
+	@tools/server-tests all
