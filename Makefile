@@ -52,7 +52,7 @@ bench-sysbench: build ## sysbench on ours and on InnoDB in turn, three rounds, t
 
 .PHONY: bench-micro
 bench-micro: ## Single steps of the engine, in nanoseconds
-	@cargo run --release -q -p bench
+	@cargo run --release -q -p bench --bin bench-micro
 
 .PHONY: sim
 sim: ## 1,000 seeds of the whole engine in one thread; a failing one prints how to replay it

@@ -345,3 +345,13 @@ fn a_start_leaves_the_temporary_tables_of_other_servers_alone() {
     second.connect().expect("it is ready").query_drop("SELECT 1").expect("it answers");
     assert!(file.exists(), "the second server deleted a file of the first");
 }
+
+#[test]
+fn make_run_works_in_a_fresh_clone() {
+    // The bucket is inside a data directory that nobody has made yet.
+    let scratch = tempfile::tempdir().expect("a temporary directory");
+    let data = scratch.path().join("data");
+    let bucket = format!("file://{}", data.join("bucket").display());
+    let server = start(&Plan { bucket, data, ..Plan::in_directory(scratch.path()) });
+    assert_eq!(column(&mut server.connect().expect("it is ready"), "SELECT 'here'"), ["here"]);
+}

@@ -85,8 +85,9 @@ fn try_serve(arguments: &Arguments) -> Result<Outcome, Outcome> {
     let accounts =
         Accounts::from_environment(&|name| std::env::var(name).ok()).map_err(Outcome::BadConfiguration)?;
     let url = bucket_url(arguments);
-    let bucket = bucket::open(&url, &bucket::Options::default()).map_err(bucket_outcome)?;
+    // The directory first: a bucket inside it, as in `make run`, has its parent then.
     let directory = DataDirectory::open(&arguments.data).map_err(Outcome::BadConfiguration)?;
+    let bucket = bucket::open(&url, &bucket::Options::default()).map_err(bucket_outcome)?;
     let command = || mariadbd(&url, &server, &directory);
 
     let marker = Names::new("main").system_tables_marker();
