@@ -6,7 +6,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use bucket::{Bucket, BucketError, ErrorKind, Meters, ObjectInfo, ObjectName, PutOutcome};
+use bucket::{Bucket, BucketError, ErrorKind, Meters, Names, ObjectInfo, ObjectName, PutOutcome};
 use bytes::Bytes;
 use engine::{DiskFault, SimDisk};
 use parking_lot::Mutex;
@@ -117,7 +117,11 @@ impl Bucket for Gate {
                 self.inner.put(name, body)?;
                 return Ok(PutOutcome::Created);
             }
-            self.inner.put_if_absent(name, body)
+            let outcome = self.inner.put_if_absent(name, body.clone())?;
+            if self.planted == Some(Planted::ForgetsReaders) && outcome == PutOutcome::Created {
+                self.inner.delete(&removed_by(name, &body))?;
+            }
+            Ok(outcome)
         })
     }
     fn put(&self, name: &ObjectName, body: Bytes) -> Result<(), BucketError> {
@@ -159,4 +163,18 @@ impl Bucket for Gate {
     fn meters(&self) -> &Meters {
         self.inner.meters()
     }
+}
+
+/// The ssts that an edit takes out of the tree for good; none if `name` is something else.
+fn removed_by(name: &ObjectName, object: &[u8]) -> Vec<ObjectName> {
+    let Ok(words) = engine::inspect_object(name, object) else { return Vec::new() };
+    // "removes sst 8-4"; a move adds it again: "adds to level 2: sst 8-4, …".
+    let removed = words.lines().filter_map(|line| line.strip_prefix("removes "));
+    let gone = removed.filter(|sst| !words.contains(&format!(": {sst},")));
+    let number = |digits| u64::from_str_radix(digits, 16).ok();
+    let objects = gone.filter_map(|sst| {
+        let (epoch, counter) = sst.strip_prefix("sst ")?.split_once('-')?;
+        Some(Names::new("main").sst(number(epoch)?, number(counter)?))
+    });
+    objects.collect()
 }

@@ -22,16 +22,19 @@ pub enum Planted {
     PutIfAbsentOverwrites,
     /// A writer that validates its claim never sees a newer one.
     BlindToClaims,
+    /// An sst is deleted once a published edit takes it out of the tree, whoever still reads it.
+    ForgetsReaders,
 }
 
 impl Planted {
     /// All of them.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::SkipsSync,
         Self::SkipsDirectorySync,
         Self::LosesPuts,
         Self::PutIfAbsentOverwrites,
         Self::BlindToClaims,
+        Self::ForgetsReaders,
     ];
 }
 

@@ -514,6 +514,10 @@ impl Process {
             if random.one_in(whim) {
                 forward = !forward;
             }
+            if random.one_in(12) {
+                // What the cursor stands in may be merged away and collected under it.
+                self.drain(random)?;
+            }
             let seek = step == 0 && random.one_in(2);
             let near = self.key_in(tree, random);
             let outcome = self.clients[which].move_cursor(forward, seek, &near.1, random)?;

@@ -32,3 +32,8 @@ fn a_conditional_put_that_overwrites_is_found() {
 fn a_writer_that_does_not_look_for_newer_claims_is_found() {
     is_found(Planted::BlindToClaims, 40);
 }
+
+#[test]
+fn a_garbage_collector_that_forgets_readers_is_found() {
+    is_found(Planted::ForgetsReaders, 100);
+}
