@@ -3,17 +3,19 @@
 //! * A cursor sees what its transaction wrote before each step, also since the step before.
 //! * It reads one view at one seqno from `open` to `close`, whatever is flushed or compacted meanwhile.
 //! * Moving off the end leaves it on nothing; then only a seek is of use.
+//! * After a seek within a prefix the runs that hold nothing of it are left out. A step that leaves the prefix takes them in again.
 //! * A step forward copies the key and nothing else. A step back copies the value too: of several versions the visible
 //!   one is known only when the next has been seen.
 
 use std::sync::Arc;
 
 use crate::engine::Engine;
+use crate::first_part::{Probe, successor};
 use crate::merge::{AnySource, Merge};
 use crate::source::Source;
 use crate::txn::{ReadAs, Txn};
 use crate::view::View;
-use crate::{Error, Kind, OpKind, Result, Seqno, TreeId};
+use crate::{Error, Kind, OpKind, Result, Seqno, TreeId, tree_of};
 
 /// A place in one tree. Use it with the transaction it was opened with.
 pub struct Cursor {
@@ -22,6 +24,8 @@ pub struct Cursor {
     /// The own writes first: they are the newest.
     merge: Merge<AnySource>,
     place: Place,
+    /// The last seek was for these keys alone.
+    within: Option<Within>,
     /// Tree id and key of the entry it stands on.
     key: Vec<u8>,
     /// A key of which no further version is of interest.
@@ -38,6 +42,12 @@ struct Open {
     at: Seqno,
     /// `Txn::round` that the own writes belong to.
     round: u64,
+}
+
+/// Keys that start with `prefix`; as in [`Probe`].
+struct Within {
+    prefix: Vec<u8>,
+    hash: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +72,7 @@ impl Cursor {
             open: None,
             merge: Merge::new(),
             place: Place::Nothing,
+            within: None,
             key: Vec::new(),
             passed: Vec::new(),
             value: Vec::new(),
@@ -94,6 +105,21 @@ impl Cursor {
         self.seek_backward(txn)
     }
 
+    /// To the first entry that starts with `prefix`. Cheaper than [`Cursor::seek`] where few runs hold one.
+    pub fn seek_within(&mut self, txn: &mut Txn, prefix: &[u8]) -> Result<bool> {
+        self.set_key(prefix)?;
+        self.stay_within();
+        self.seek_forward(txn, OWN)
+    }
+
+    /// To the last entry that starts with `prefix`.
+    pub fn seek_last_within(&mut self, txn: &mut Txn, prefix: &[u8]) -> Result<bool> {
+        self.set_key(prefix)?;
+        self.stay_within();
+        self.key = successor(&self.key);
+        self.seek_backward(txn)
+    }
+
     /// To the first entry of the tree.
     pub fn seek_first(&mut self, txn: &mut Txn) -> Result<bool> {
         self.seek(txn, &[])
@@ -104,12 +130,20 @@ impl Cursor {
         let end = self.opened()?.tree.0.checked_add(1).expect("tree ids stay below 2^32 - 1");
         self.key.clear();
         self.key.extend_from_slice(&end.to_be_bytes());
+        self.within = None;
         self.seek_backward(txn)
     }
 
     /// To the next entry. Not allowed while it stands on nothing.
     #[inline]
     pub fn next(&mut self, txn: &mut Txn) -> Result<bool> {
+        let found = self.next_within(txn)?;
+        if found || self.within.is_none() { Ok(found) } else { self.leave_forward(txn) }
+    }
+
+    /// To the next entry, unless the last seek was within a prefix that it has not.
+    #[inline]
+    pub fn next_within(&mut self, txn: &mut Txn) -> Result<bool> {
         if self.place != Place::Forward || self.opened()?.round != txn.round() {
             self.check_stands()?;
             return self.seek_forward(txn, Seqno(0));
@@ -122,6 +156,12 @@ impl Cursor {
 
     /// To the previous entry. Not allowed while it stands on nothing.
     pub fn prev(&mut self, txn: &mut Txn) -> Result<bool> {
+        let found = self.prev_within(txn)?;
+        if found || self.within.is_none() { Ok(found) } else { self.leave_backward(txn) }
+    }
+
+    /// To the previous entry, unless the last seek was within a prefix that it has not.
+    pub fn prev_within(&mut self, txn: &mut Txn) -> Result<bool> {
         if self.place != Place::Backward || self.opened()?.round != txn.round() || self.merge.stale() {
             self.check_stands()?;
             return self.seek_backward(txn);
@@ -152,6 +192,22 @@ impl Cursor {
         }
     }
 
+    /// To the first entry after those of the prefix.
+    #[cold]
+    fn leave_forward(&mut self, txn: &Txn) -> Result<bool> {
+        let Some(within) = self.within.take() else { return Ok(false) };
+        self.key = successor(&within.prefix);
+        self.seek_forward(txn, OWN)
+    }
+
+    /// To the last entry before those of the prefix.
+    #[cold]
+    fn leave_backward(&mut self, txn: &Txn) -> Result<bool> {
+        let Some(within) = self.within.take() else { return Ok(false) };
+        self.key = within.prefix;
+        self.seek_backward(txn)
+    }
+
     /// Lets go of the data it reads from. A cursor that stays open keeps old data in memory and in the bucket.
     pub fn close(&mut self) {
         self.place = Place::Nothing;
@@ -175,7 +231,14 @@ impl Cursor {
         self.key.clear();
         self.key.extend_from_slice(&prefix);
         self.key.extend_from_slice(key);
+        self.within = None;
         Ok(())
+    }
+
+    /// The key is a prefix that a seek is for.
+    fn stay_within(&mut self) {
+        let hash = self.engine.store.first_parts().probe(&self.key).hash;
+        self.within = Some(Within { prefix: self.key.clone(), hash });
     }
 
     fn collect_sources(&mut self, txn: &Txn) -> Result<()> {
@@ -204,7 +267,7 @@ impl Cursor {
         self.refresh_own(txn)?;
         self.place = Place::Nothing;
         self.passed.clear();
-        self.merge.seek(&self.key, passing)?;
+        merge_seek(&mut self.merge, &self.within, &self.key, passing)?;
         self.settle_forward()
     }
 
@@ -212,7 +275,10 @@ impl Cursor {
     fn seek_backward(&mut self, txn: &Txn) -> Result<bool> {
         self.refresh_own(txn)?;
         self.place = Place::Nothing;
-        self.merge.seek_before(&self.key)?;
+        match &self.within {
+            Some(within) => self.merge.seek_before_within(&self.key, &within.probe())?,
+            None => self.merge.seek_before(&self.key)?,
+        }
         self.settle_backward()
     }
 
@@ -220,10 +286,10 @@ impl Cursor {
     /// deleted on the way.
     #[inline]
     fn settle_forward(&mut self) -> Result<bool> {
-        let (merge, passed) = (&mut self.merge, &mut self.passed);
+        let (merge, passed, within) = (&mut self.merge, &mut self.passed, &self.within);
         let open = self.open.as_ref().expect("a cursor moves while it is open");
         let mut steps = 0;
-        while merge.valid() && merge.key().starts_with(&open.prefix) {
+        while merge.valid() && open.holds(within, merge.key()) {
             let of_passed = merge.key() == passed.as_slice();
             if !of_passed && open.sees(merge.seqno()) {
                 if merge.kind() == OpKind::Put {
@@ -243,12 +309,12 @@ impl Cursor {
             }
             steps = 0;
             if of_passed {
-                merge.seek(passed, Seqno(0))?;
+                merge_seek(merge, within, passed, Seqno(0))?;
             } else {
                 // An own write of this key would have come first.
                 self.key.clear();
                 self.key.extend_from_slice(merge.key());
-                merge.seek(&self.key, open.at)?;
+                merge_seek(merge, within, &self.key, open.at)?;
             }
         }
         Ok(false)
@@ -258,9 +324,9 @@ impl Cursor {
     /// stands before all versions of that key.
     fn settle_backward(&mut self) -> Result<bool> {
         self.place = Place::Nothing;
-        let (merge, key, value) = (&mut self.merge, &mut self.key, &mut self.value);
+        let (merge, key, value, within) = (&mut self.merge, &mut self.key, &mut self.value, &self.within);
         let open = self.open.as_ref().expect("a cursor moves while it is open");
-        while merge.valid() && merge.key().starts_with(&open.prefix) {
+        while merge.valid() && open.holds(within, merge.key()) {
             key.clear();
             key.extend_from_slice(merge.key());
             let mut found = OpKind::Delete;
@@ -298,7 +364,27 @@ impl Cursor {
     }
 }
 
+/// Seeks in all sources, or in those that hold something of the prefix.
+fn merge_seek(merge: &mut Merge<AnySource>, within: &Option<Within>, key: &[u8], seqno: Seqno) -> Result<()> {
+    match within {
+        Some(within) => merge.seek_within(key, seqno, &within.probe()),
+        None => merge.seek(key, seqno),
+    }
+}
+
+impl Within {
+    fn probe(&self) -> Probe<'_> {
+        Probe { prefix: &self.prefix, tree: tree_of(&self.prefix), hash: self.hash }
+    }
+}
+
 impl Open {
+    /// Whether the cursor is to see this key.
+    #[inline]
+    fn holds(&self, within: &Option<Within>, key: &[u8]) -> bool {
+        key.starts_with(&self.prefix) && within.as_ref().is_none_or(|within| key.starts_with(&within.prefix))
+    }
+
     #[inline]
     fn sees(&self, seqno: Seqno) -> bool {
         seqno <= self.at || seqno == OWN

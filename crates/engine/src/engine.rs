@@ -18,6 +18,7 @@ use crate::claim::Fence;
 use crate::commit::Commits;
 use crate::compaction::pressure::Debt;
 use crate::compaction::run::{self, Context};
+use crate::first_part::FirstPart;
 use crate::limits::Shape;
 use crate::locks::{LockTable, Owner};
 use crate::manifest::ManifestWriter;
@@ -273,6 +274,18 @@ impl Engine {
     /// A tree id that nobody has had before. A crash may give it out again only if no commit came after this call.
     pub fn allocate_tree(&self) -> TreeId {
         TreeId(self.next_tree.fetch_add(1, Ordering::SeqCst))
+    }
+
+    /// From now on the keys of `tree` have a first part: ssts that are written hold a filter of them, by which
+    /// [`Cursor::seek_within`] passes over those that hold nothing. Tell it before the tree is written to, and again after each
+    /// start; what was written without knowing it is read like anything else.
+    pub fn set_first_part(&self, tree: TreeId, rule: Arc<dyn FirstPart>) {
+        self.store.first_parts().set(tree, rule);
+    }
+
+    /// `tree` is gone.
+    pub fn forget_first_part(&self, tree: TreeId) {
+        self.store.first_parts().forget(tree);
     }
 
     /// About how much is stored between two keys of `tree`. Never fails: what can not be read counts as nothing.

@@ -9,6 +9,7 @@
 
 use std::cmp::Ordering;
 
+use crate::first_part::Probe;
 use crate::memtable::MemtableIter;
 use crate::source::Source;
 use crate::sst::LevelIter;
@@ -200,6 +201,32 @@ impl<S: Source> Merge<S> {
             .then_with(|| left.key().cmp(right.key()))
             .then_with(|| right.seqno().cmp(&left.seqno()))
             .then_with(|| a.cmp(&b))
+    }
+}
+
+impl Merge<AnySource> {
+    /// As [`Source::seek`], but runs that hold no key of `probe` are left out until the next seek or turn. `key` starts with the
+    /// probe's prefix, and nobody asks for what comes after the last key that does.
+    pub(crate) fn seek_within(&mut self, key: &[u8], seqno: Seqno, probe: &Probe<'_>) -> Result<()> {
+        self.seek_all(true, |source| if source.left_out(probe)? { Ok(()) } else { source.seek(key, seqno) })
+    }
+
+    /// As [`Source::seek_before`], in the same way.
+    pub(crate) fn seek_before_within(&mut self, key: &[u8], probe: &Probe<'_>) -> Result<()> {
+        self.seek_all(false, |source| if source.left_out(probe)? { Ok(()) } else { source.seek_before(key) })
+    }
+}
+
+impl AnySource {
+    /// Makes it stand nowhere if it holds no key of `probe`.
+    fn left_out(&mut self, probe: &Probe<'_>) -> Result<bool> {
+        match self {
+            Self::Level(run) if !run.may_hold(probe)? => {
+                run.leave();
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
     }
 }
 

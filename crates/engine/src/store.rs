@@ -18,6 +18,7 @@ use crate::cache::{
     BlockCache, BlockCacheStatus, DiskCache, DiskCacheStatus, Lookup, chunk_range, chunks_of,
 };
 use crate::disk::Disk;
+use crate::first_part::FirstParts;
 use crate::sst::{self, Sst};
 use crate::version::{SstMeta, Version};
 use crate::{BranchId, Error, Kind, Result, SstId};
@@ -38,6 +39,8 @@ pub(crate) struct SstStore {
     bucket: Arc<dyn Bucket>,
     names: Names,
     blocks: Arc<BlockCache>,
+    /// What the filters of new ssts are made by, and old ones asked with.
+    first_parts: Arc<FirstParts>,
     local: DiskCache,
     /// What the ssts that are not in the bucket yet should be.
     pinned: Mutex<BTreeMap<SstId, SstMeta>>,
@@ -52,6 +55,7 @@ impl SstStore {
             bucket: parts.bucket,
             names: parts.names,
             blocks: BlockCache::new(parts.block_cache_bytes),
+            first_parts: Arc::default(),
             local: DiskCache::new(parts.disk, parts.branch, parts.disk_cache_bytes),
             pinned: Mutex::default(),
             flights: Mutex::default(),
@@ -113,6 +117,11 @@ impl SstStore {
     pub(crate) fn forget(&self, id: SstId) {
         self.pinned.lock().remove(&id);
         self.local.forget(id);
+    }
+
+    /// Where first parts of keys end.
+    pub(crate) fn first_parts(&self) -> &Arc<FirstParts> {
+        &self.first_parts
     }
 
     /// Bytes that are only here so far.

@@ -9,6 +9,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use crate::engine::Estimate;
+use crate::first_part::successor;
 use crate::memtable::Memtable;
 use crate::merge::{AnySource, Merge};
 use crate::source::Source;
@@ -132,12 +133,12 @@ impl View {
     ) -> Option<Estimate> {
         let mut merge = Merge::new();
         self.add_sources(store, tree, &mut merge);
-        let sought = match low {
-            Bound::Included(key) => merge.seek(key, Seqno(u64::MAX)),
-            Bound::Excluded(key) => merge.seek(key, Seqno(0)),
+        let (from, newest) = match low {
+            Bound::Included(key) => (key, Seqno(u64::MAX)),
+            Bound::Excluded(key) => (key, Seqno(0)),
             Bound::Unbounded => return None,
         };
-        sought.ok()?;
+        merge.seek_within(from, newest, &store.first_parts().probe(common_prefix(from, high))).ok()?;
         let mut estimate = Estimate::default();
         while merge.valid() {
             let key = merge.key();
@@ -198,4 +199,15 @@ impl View {
     fn runs(&self) -> impl Iterator<Item = &Run> {
         self.version.l0.iter().chain(&self.version.levels).filter(|run| !run.is_empty())
     }
+}
+
+/// What all keys from `low` to `high` start with.
+fn common_prefix<'a>(low: &'a [u8], high: Bound<&[u8]>) -> &'a [u8] {
+    let (Bound::Included(end) | Bound::Excluded(end)) = high else { return &low[..4] };
+    if matches!(high, Bound::Excluded(end) if end == successor(low)) {
+        return low;
+    }
+    let shared = low.iter().zip(end).take_while(|(a, b)| a == b).count();
+    // The trees may differ only where the high end is the beginning of the next one.
+    &low[..shared.max(4)]
 }

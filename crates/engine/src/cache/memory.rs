@@ -96,14 +96,16 @@ impl<T> Slot<T> {
     }
 }
 
-/// All slots of one open sst: for each partition one for `P` (its filter and index) and one for each data block `B`.
-pub(crate) struct Slots<P, B> {
+/// All slots of one open sst: for each partition one for `P` (its filter and index), one for `F` (its filter of first parts) and
+/// one for each data block `B`.
+pub(crate) struct Slots<P, F, B> {
     cache: Arc<BlockCache>,
-    partitions: Box<[PartitionSlots<P, B>]>,
+    partitions: Box<[PartitionSlots<P, F, B>]>,
 }
 
-struct PartitionSlots<P, B> {
+struct PartitionSlots<P, F, B> {
     own: Slot<P>,
+    first_parts: Slot<F>,
     blocks: u32,
     /// Made when the first block is wanted: a cold sst costs little.
     data: OnceLock<Box<[Slot<B>]>>,
@@ -113,15 +115,28 @@ struct PartitionSlots<P, B> {
 #[derive(Clone, Copy, Debug)]
 struct Place {
     partition: u32,
-    /// Data block within the partition; `None`: the partition itself.
-    block: Option<u32>,
+    piece: Piece,
 }
 
-impl<P: Send + Sync + 'static, B: Send + Sync + 'static> Slots<P, B> {
+#[derive(Clone, Copy, Debug)]
+enum Piece {
+    /// Filter and index.
+    Own,
+    FirstParts,
+    /// A data block, by its number within the partition.
+    Block(u32),
+}
+
+impl<P: Send + Sync + 'static, F: Send + Sync + 'static, B: Send + Sync + 'static> Slots<P, F, B> {
     /// Empty slots for partitions of that many data blocks.
     pub(crate) fn new(cache: &Arc<BlockCache>, blocks: impl Iterator<Item = u32>) -> Arc<Self> {
         let partitions = blocks
-            .map(|blocks| PartitionSlots { own: Slot::default(), blocks, data: OnceLock::new() })
+            .map(|blocks| PartitionSlots {
+                own: Slot::default(),
+                first_parts: Slot::default(),
+                blocks,
+                data: OnceLock::new(),
+            })
             .collect();
         Arc::new(Self { cache: Arc::clone(cache), partitions })
     }
@@ -130,6 +145,11 @@ impl<P: Send + Sync + 'static, B: Send + Sync + 'static> Slots<P, B> {
     #[inline]
     pub(crate) fn partition(&self, partition: usize) -> &Slot<P> {
         &self.partitions[partition].own
+    }
+
+    /// The slot of a partition's filter of first parts.
+    pub(crate) fn first_parts(&self, partition: usize) -> &Slot<F> {
+        &self.partitions[partition].first_parts
     }
 
     /// The slot of a data block.
@@ -141,8 +161,19 @@ impl<P: Send + Sync + 'static, B: Send + Sync + 'static> Slots<P, B> {
 
     /// Caches a partition; returns what is cached now, which may be another thread's.
     pub(crate) fn keep_partition(self: &Arc<Self>, partition: usize, item: P, bytes: usize) -> Arc<Held<P>> {
-        let place = Place { partition: partition as u32, block: None };
+        let place = Place { partition: partition as u32, piece: Piece::Own };
         self.keep(self.partition(partition), place, item, bytes)
+    }
+
+    /// Caches a partition's filter of first parts; returns what is cached now, which may be another thread's.
+    pub(crate) fn keep_first_parts(
+        self: &Arc<Self>,
+        partition: usize,
+        item: F,
+        bytes: usize,
+    ) -> Arc<Held<F>> {
+        let place = Place { partition: partition as u32, piece: Piece::FirstParts };
+        self.keep(self.first_parts(partition), place, item, bytes)
     }
 
     /// Caches a data block; returns what is cached now, which may be another thread's.
@@ -153,7 +184,7 @@ impl<P: Send + Sync + 'static, B: Send + Sync + 'static> Slots<P, B> {
         item: B,
         bytes: usize,
     ) -> Arc<Held<B>> {
-        let place = Place { partition: partition as u32, block: Some(block as u32) };
+        let place = Place { partition: partition as u32, piece: Piece::Block(block as u32) };
         self.keep(self.block(partition, block), place, item, bytes)
     }
 
@@ -181,17 +212,18 @@ trait Evictable: Send + Sync {
     fn cool(&self, place: Place, now: u32) -> bool;
 }
 
-impl<P: Send + Sync, B: Send + Sync> Evictable for Slots<P, B> {
+impl<P: Send + Sync, F: Send + Sync, B: Send + Sync> Evictable for Slots<P, F, B> {
     fn cool(&self, place: Place, now: u32) -> bool {
         let partition = &self.partitions[place.partition as usize];
-        match place.block {
-            None => partition.own.cool(now),
-            Some(block) => partition.data.get().is_some_and(|slots| slots[block as usize].cool(now)),
+        match place.piece {
+            Piece::Own => partition.own.cool(now),
+            Piece::FirstParts => partition.first_parts.cool(now),
+            Piece::Block(block) => partition.data.get().is_some_and(|slots| slots[block as usize].cool(now)),
         }
     }
 }
 
-impl<P, B> Drop for Slots<P, B> {
+impl<P, F, B> Drop for Slots<P, F, B> {
     fn drop(&mut self) {
         // The queue entries stay behind until they are met or swept; their bytes are free from now on.
         let bytes: usize = self
@@ -199,7 +231,7 @@ impl<P, B> Drop for Slots<P, B> {
             .iter()
             .map(|p| {
                 let data = p.data.get().map_or(0, |slots| slots.iter().map(Slot::resident_bytes).sum());
-                p.own.resident_bytes() + data
+                p.own.resident_bytes() + p.first_parts.resident_bytes() + data
             })
             .sum();
         self.cache.dead_bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -379,7 +411,7 @@ impl Queues {
 mod tests {
     use super::*;
 
-    type TestSlots = Slots<(), usize>;
+    type TestSlots = Slots<(), (), usize>;
     const ITEM: usize = 1000;
 
     fn slots(cache: &Arc<BlockCache>, blocks: u32) -> Arc<TestSlots> {

@@ -149,7 +149,10 @@ impl<'a> Output<'a> {
                 }
             }
             if !leave_out && retention.keeps(source.seqno(), source.kind(), || older_elsewhere(&key)) {
-                let new = || SstBuilder::new((context.next_id)(), self.options);
+                let new = || {
+                    let rules = Arc::clone(context.store.first_parts());
+                    SstBuilder::new((context.next_id)(), self.options).with_first_parts(rules)
+                };
                 self.builder.get_or_insert_with(new).add(&key, source.seqno(), source.kind(), source.value());
             }
             source.next()?;

@@ -1,19 +1,22 @@
 //! Versions in order to the bytes of an sst.
 //!
-//! * Data blocks first, in order and without gaps; then for each partition its filter and its index; then top, summary
+//! * Data blocks first, in order and without gaps; then for each partition its filters and its index; then top, summary
 //!   and footer, so that one read of the tail opens the sst.
 //! * An index key is at least the last key of its block and less than the first key of the next one, unless versions
 //!   of one key fill both.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use super::block::BlockBuilder;
-use super::filter::{self, Filter};
-use super::format::{BlockKind, Compression, Footer, Handle, Sealer};
+use super::filter::{self, Filter, FirstPartFilter};
+use super::format::{BlockKind, Compression, Footer, Handle, Sealer, VERSION};
 use super::reader::SstSummary;
+use crate::first_part::{FirstPart, FirstParts};
 use crate::limits::{BLOCK_BYTES, KEY_BYTES_MAX, VALUE_BYTES_MAX};
 use crate::version::SstMeta;
-use crate::{OpKind, Seqno, SstId};
+use crate::{OpKind, Seqno, SstId, TreeId, tree_of};
 
 /// How an sst is laid out.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +47,7 @@ pub(crate) struct SstBuilder {
     index: BlockBuilder,
     /// Hashes of the keys that the current partition's data blocks hold.
     hashes: Vec<u64>,
+    first_parts: Option<FirstPartHashes>,
     partitions: Vec<Partition>,
     summary: SstSummary,
     last_seqno: Seqno,
@@ -53,8 +57,19 @@ struct Partition {
     last_separator: Vec<u8>,
     first_block: u32,
     blocks: u32,
+    /// Empty: of no tree in it a rule is known.
+    first_parts: Vec<u8>,
     filter: Vec<u8>,
     index: Vec<u8>,
+}
+
+/// The first parts of the keys that the current partition's data blocks hold.
+struct FirstPartHashes {
+    rules: Arc<FirstParts>,
+    /// Of the tree at hand. Asked for once, so that a rule that comes while an sst is built does not cover half a tree.
+    rule: Option<(TreeId, Option<Arc<dyn FirstPart>>)>,
+    trees: Vec<u32>,
+    hashes: Vec<u64>,
 }
 
 impl SstBuilder {
@@ -69,10 +84,17 @@ impl SstBuilder {
             data: BlockBuilder::default(),
             index: BlockBuilder::default(),
             hashes: Vec::new(),
+            first_parts: None,
             partitions: Vec::new(),
             summary: SstSummary::default(),
             last_seqno: Seqno(0),
         }
+    }
+
+    /// The same with filters of the first parts that `rules` know of.
+    pub(crate) fn with_first_parts(mut self, rules: Arc<FirstParts>) -> Self {
+        self.first_parts = Some(FirstPartHashes { rules, rule: None, trees: Vec::new(), hashes: Vec::new() });
+        self
     }
 
     /// Adds the next version: keys ascend, seqnos of one key descend.
@@ -99,14 +121,19 @@ impl SstBuilder {
         }
         if fresh || self.hashes.is_empty() {
             self.hashes.push(filter::hash(full_key));
+            if let Some(first_parts) = &mut self.first_parts {
+                first_parts.add(full_key);
+            }
         }
         self.data.add(full_key, seqno, kind, value);
     }
 
     /// About how long the sst would be if it were finished now, before the block at hand is packed.
     pub(crate) fn estimated_bytes(&self) -> u64 {
-        let partitions: usize = self.partitions.iter().map(|p| p.filter.len() + p.index.len()).sum();
-        let hashes = self.hashes.len() * self.options.filter_bits_per_key / 8;
+        let partitions: usize =
+            self.partitions.iter().map(|p| p.first_parts.len() + p.filter.len() + p.index.len()).sum();
+        let first_parts = self.first_parts.as_ref().map_or(0, |first_parts| first_parts.hashes.len());
+        let hashes = (self.hashes.len() + first_parts) * self.options.filter_bits_per_key / 8;
         (self.out.len() + self.data.estimated_bytes() + partitions + self.index.estimated_bytes() + hashes)
             as u64
     }
@@ -126,20 +153,28 @@ impl SstBuilder {
         self.cut_partition();
 
         let mut top = BlockBuilder::default();
+        let version = if self.partitions.iter().all(|p| p.first_parts.is_empty()) { 1 } else { VERSION };
         for partition in std::mem::take(&mut self.partitions) {
+            let first_parts = match &partition.first_parts[..] {
+                [] => Handle { offset: self.out.len() as u64, bytes: 0 },
+                stored => self.sealer.seal(&mut self.out, BlockKind::FirstParts, stored),
+            };
             let filter = self.sealer.seal(&mut self.out, BlockKind::Filter, &partition.filter);
             let index = self.sealer.seal(&mut self.out, BlockKind::Index, &partition.index);
-            let mut entry = Vec::with_capacity(2 * Handle::ENCODED_BYTES + 8);
+            let mut entry = Vec::with_capacity(3 * Handle::ENCODED_BYTES + 8);
             filter.encode(&mut entry);
             index.encode(&mut entry);
             entry.extend_from_slice(&partition.first_block.to_le_bytes());
             entry.extend_from_slice(&partition.blocks.to_le_bytes());
+            if version > 1 {
+                first_parts.encode(&mut entry);
+            }
             top.add(&partition.last_separator, Seqno(0), OpKind::Put, &entry);
         }
         top.finish(&mut self.decoded);
         let top = self.sealer.seal(&mut self.out, BlockKind::Top, &self.decoded);
         let summary = self.sealer.seal(&mut self.out, BlockKind::Summary, &self.summary.encode());
-        Footer { top, summary }.encode(self.id, &mut self.out);
+        Footer { version, top, summary }.encode(self.id, &mut self.out);
         let meta = self.summary.into_meta(self.id, self.out.len() as u64);
         (meta, Bytes::from(self.out))
     }
@@ -165,9 +200,43 @@ impl SstBuilder {
         self.index.finish(&mut index);
         let filter = Filter::build(&self.hashes, self.options.filter_bits_per_key);
         self.hashes.clear();
+        let bits_per_key = self.options.filter_bits_per_key;
+        let first_parts = self.first_parts.as_mut().map_or_else(Vec::new, |parts| parts.cut(bits_per_key));
         let first_block = self.partitions.last().map_or(0, |p| p.first_block + p.blocks);
         let blocks = self.summary.blocks - first_block;
-        self.partitions.push(Partition { last_separator, first_block, blocks, filter, index });
+        self.partitions.push(Partition { last_separator, first_block, blocks, first_parts, filter, index });
+    }
+}
+
+impl FirstPartHashes {
+    /// Keys ascend, so equal first parts come one after the other.
+    fn add(&mut self, full_key: &[u8]) {
+        let tree = tree_of(full_key);
+        let rule = match &self.rule {
+            Some((known, rule)) if *known == tree => rule,
+            _ => &self.rule.insert((tree, self.rules.rule(tree))).1,
+        };
+        let Some(rule) = rule else { return };
+        if self.trees.last() != Some(&tree.0) {
+            self.trees.push(tree.0);
+        }
+        // A key without a whole first part starts with none that could be asked for.
+        let Some(end) = rule.end(&full_key[4..]) else { return };
+        let hash = filter::hash(&full_key[..4 + end]);
+        if self.hashes.last() != Some(&hash) {
+            self.hashes.push(hash);
+        }
+    }
+
+    /// The stored filter of the partition that ends here; empty if there is nothing to tell.
+    fn cut(&mut self, bits_per_key: usize) -> Vec<u8> {
+        if self.trees.is_empty() {
+            return Vec::new();
+        }
+        let stored = FirstPartFilter::build(&self.trees, &self.hashes, bits_per_key);
+        self.trees.clear();
+        self.hashes.clear();
+        stored
     }
 }
 

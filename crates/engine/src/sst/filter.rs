@@ -66,6 +66,46 @@ impl Filter {
     }
 }
 
+/// A filter over the first parts of the keys of some trees.
+pub(crate) struct FirstPartFilter {
+    /// Ascending. Of all other trees it knows nothing.
+    trees: Box<[u32]>,
+    filter: Filter,
+}
+
+impl FirstPartFilter {
+    /// The stored form: how many trees, the trees, a filter over `hashes`.
+    pub(crate) fn build(trees: &[u32], hashes: &[u64], bits_per_key: usize) -> Vec<u8> {
+        let mut out = (trees.len() as u32).to_le_bytes().to_vec();
+        trees.iter().for_each(|tree| out.extend_from_slice(&tree.to_le_bytes()));
+        out.extend_from_slice(&Filter::build(hashes, bits_per_key));
+        out
+    }
+
+    /// Takes the stored form.
+    pub(crate) fn decode(stored: &[u8]) -> Result<Self> {
+        let wrong = || Error::corrupt(format!("a filter of first parts of {} bytes", stored.len()));
+        let (count, rest) = stored.split_first_chunk().ok_or_else(wrong)?;
+        let bytes = (u32::from_le_bytes(*count) as usize).checked_mul(4).ok_or_else(wrong)?;
+        let (trees, filter) = rest.split_at_checked(bytes).ok_or_else(wrong)?;
+        let trees: Box<[u32]> = trees.as_chunks().0.iter().map(|tree| u32::from_le_bytes(*tree)).collect();
+        if !trees.is_sorted() {
+            return Err(wrong());
+        }
+        Ok(Self { trees, filter: Filter::decode(filter.to_vec())? })
+    }
+
+    /// `false`: no key of `tree` in the partition has the first part whose hash, with the tree, is `hash`.
+    pub(crate) fn may_contain(&self, tree: u32, hash: u64) -> bool {
+        self.trees.binary_search(&tree).is_err() || self.filter.may_contain(hash)
+    }
+
+    /// Bytes in memory.
+    pub(crate) fn bytes(&self) -> usize {
+        self.trees.len() * 4 + self.filter.bytes()
+    }
+}
+
 /// The upper half of the hash picks the block, the lower half the bits in it.
 #[inline]
 fn block_of(hash: u64, blocks: usize) -> usize {
@@ -93,6 +133,18 @@ mod tests {
             assert!(hashes.iter().all(|&hash| filter.may_contain(hash)));
             let wrong = (keys..keys + 20_000).filter(|&i| filter.may_contain(key_hash(i))).count();
             assert!(wrong < 20_000 * 2 / 100, "{wrong} of 20000 at {keys} keys");
+        }
+    }
+
+    #[test]
+    fn a_filter_of_first_parts_denies_only_for_trees_that_it_knows() {
+        let stored = FirstPartFilter::build(&[3, 9], &[key_hash(1)], 10);
+        let filter = FirstPartFilter::decode(&stored).unwrap();
+        assert!(filter.may_contain(3, key_hash(1)));
+        assert!(!filter.may_contain(9, key_hash(2)));
+        assert!(filter.may_contain(4, key_hash(2)), "another tree's keys may be there");
+        for damaged in [&stored[..3], &stored[..11], &stored[..stored.len() - 1], &[255; 40]] {
+            assert!(FirstPartFilter::decode(damaged).is_err());
         }
     }
 

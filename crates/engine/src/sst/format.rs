@@ -14,11 +14,12 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 use crate::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
 use crate::{Epoch, Error, Kind, Result, SstId};
 
-/// What this program writes, and the only version that it reads.
-pub(crate) const VERSION: u32 = 1;
+/// The newest version that this program writes and reads. An sst without filters of first parts is written as version 1, which
+/// differs in nothing else.
+pub(crate) const VERSION: u32 = 2;
 /// Bytes that follow the payload of each block.
 pub(crate) const SEAL_BYTES: usize = 16;
-/// Footer of version 1, stamp included.
+/// Footer of versions 1 and 2, stamp included.
 pub(crate) const FOOTER_BYTES: usize = 72;
 /// The part of the footer that all versions share.
 const STAMP_BYTES: usize = 24;
@@ -41,6 +42,8 @@ pub(crate) enum BlockKind {
     Top = 4,
     /// Counts and key range of the whole sst.
     Summary = 5,
+    /// Trees, and a blocked Bloom filter over the first parts of their keys in one index partition.
+    FirstParts = 6,
 }
 
 /// How a block's payload is packed. Stored: never renumber.
@@ -207,6 +210,7 @@ fn unpack_zstd(payload: &[u8], decoded_bytes: usize) -> std::io::Result<Vec<u8>>
 /// What the end of an sst says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Footer {
+    pub(crate) version: u32,
     pub(crate) top: Handle,
     pub(crate) summary: Handle,
 }
@@ -221,7 +225,7 @@ impl Footer {
         self.summary.encode(out);
         let checksum = xxh3_64_with_seed(&out[start..], seed(id, start as u64));
         out.extend_from_slice(&checksum.to_le_bytes());
-        let stamp = stamp(VERSION);
+        let stamp = stamp(self.version);
         out.extend_from_slice(&stamp);
         assert_eq!(out.len() - start, FOOTER_BYTES, "the footer's length is part of the format");
     }
@@ -236,9 +240,9 @@ impl Footer {
         if *found != stamp(version) {
             return wrong("this is not the end of an sst, or it is damaged");
         }
-        if version != VERSION {
+        if !(1..=VERSION).contains(&version) {
             let text =
-                format!("{id}: format version {version}; this program knows {VERSION} only, use a newer one");
+                format!("{id}: format version {version}; this program knows 1 to {VERSION}, use a newer one");
             return Err(Error::new(Kind::BadRequest, text));
         }
         let Some((_, body)) = before.split_last_chunk::<{ FOOTER_BYTES - STAMP_BYTES }>() else {
@@ -258,7 +262,7 @@ impl Footer {
             return wrong("wrong checksum");
         }
         match (Handle::decode(&body[16..]), Handle::decode(&body[28..])) {
-            (Some(top), Some(summary)) => Ok(Self { top, summary }),
+            (Some(top), Some(summary)) => Ok(Self { version, top, summary }),
             _ => wrong("too short"),
         }
     }
@@ -341,17 +345,21 @@ mod tests {
 
     #[test]
     fn an_unknown_version_is_refused_by_name_and_a_damaged_one_is_corrupt() {
-        let footer = Footer { top: Handle { offset: 1, bytes: 2 }, summary: Handle { offset: 3, bytes: 4 } };
+        let footer = Footer {
+            version: VERSION,
+            top: Handle { offset: 1, bytes: 2 },
+            summary: Handle { offset: 3, bytes: 4 },
+        };
         let mut bytes = Vec::new();
         footer.encode(ID, &mut bytes);
         assert_eq!(Footer::decode(ID, bytes.len() as u64, &bytes).unwrap(), footer);
 
         let mut newer = bytes.clone();
         let at = newer.len() - STAMP_BYTES;
-        newer[at..].copy_from_slice(&stamp(2));
+        newer[at..].copy_from_slice(&stamp(VERSION + 1));
         let error = Footer::decode(ID, newer.len() as u64, &newer).unwrap_err();
         assert_eq!(error.kind(), Kind::BadRequest);
-        assert!(error.to_string().contains("format version 2"), "{error}");
+        assert!(error.to_string().contains("format version 3"), "{error}");
 
         for bit in 0..bytes.len() * 8 {
             let mut damaged = bytes.clone();

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::block::{Block, Row};
 use super::reader::{PartitionBody, Purpose, Sst, Window, handle_at};
 use crate::cache::Held;
+use crate::first_part::Probe;
 use crate::source::Source;
 use crate::store::SstStore;
 use crate::version::Run;
@@ -248,6 +249,23 @@ impl LevelIter {
     /// Stands nowhere until the first seek.
     pub(crate) fn new(store: Arc<SstStore>, run: Run, purpose: Purpose) -> Self {
         Self { store, run, purpose, at: 0, iter: None }
+    }
+
+    /// `false`: no key of the run starts with the probe's prefix. Reads at most filters.
+    pub(crate) fn may_hold(&self, probe: &Probe<'_>) -> Result<bool> {
+        let at = self.run.partition_point(|meta| &meta.last_key[..] < probe.prefix);
+        let Some(meta) = self.run.get(at) else { return Ok(false) };
+        if *meta.first_key > *probe.prefix && !meta.first_key.starts_with(probe.prefix) {
+            return Ok(false);
+        }
+        // It ends after the prefix's first key. If it ends with one of the prefix it holds that one; if not, the ssts after it
+        // begin after the last one.
+        self.store.open(meta)?.may_hold(probe)
+    }
+
+    /// Stands nowhere until the next seek.
+    pub(crate) fn leave(&mut self) {
+        self.iter = None;
     }
 
     /// Opens an sst for a seek.

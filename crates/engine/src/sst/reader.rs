@@ -10,12 +10,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::block::{Block, Row};
-use super::filter::Filter;
+use super::filter::{Filter, FirstPartFilter};
 use super::format::{BlockKind, Compression, Footer, Handle, check_seal, unseal};
 use crate::cache::{BlockCache, Held, Slots};
+use crate::first_part::Probe;
 use crate::store::{ByteSource, Keep};
 use crate::version::SstMeta;
-use crate::{Error, Kind, OpKind, Result, Seqno, SstId};
+use crate::{Error, Kind, OpKind, Result, Seqno, SstId, TreeId};
 
 /// The tail that is fetched at once when an sst is opened: footer, summary and, mostly, the top index.
 const TAIL_BYTES: u64 = 16 * 1024;
@@ -41,13 +42,15 @@ pub(crate) struct Sst {
     data_bytes: u64,
     top: Block,
     partitions: Box<[Partition]>,
-    slots: Arc<Slots<PartitionBody, Block>>,
+    slots: Arc<Slots<PartitionBody, FirstPartFilter, Block>>,
     cache: Arc<BlockCache>,
     source: ByteSource,
 }
 
 #[derive(Clone, Copy)]
 struct Partition {
+    /// Of no bytes if there is none.
+    first_parts: Handle,
     filter: Handle,
     index: Handle,
     first_block: u32,
@@ -169,6 +172,37 @@ impl Sst {
         }
     }
 
+    /// `false`: no key here starts with the probe's prefix.
+    pub(super) fn may_hold(&self, probe: &Probe<'_>) -> Result<bool> {
+        let Some(hash) = probe.hash else { return Ok(true) };
+        let first = self.top.lower_bound(probe.prefix, Seqno(u64::MAX));
+        for partition in first..self.partitions.len() {
+            if self.partition_may_hold(partition, probe.tree, hash)? {
+                return Ok(true);
+            }
+            if !self.top.key(&self.top.row(partition)).starts_with(probe.prefix) {
+                break;
+            }
+        }
+        Ok(false)
+    }
+
+    fn partition_may_hold(&self, number: usize, tree: TreeId, hash: u64) -> Result<bool> {
+        let handle = self.partitions[number].first_parts;
+        if handle.bytes == 0 {
+            return Ok(true);
+        }
+        if let Some(filter) = &*self.slots.first_parts(number).look() {
+            return Ok(filter.may_contain(tree.0, hash));
+        }
+        let filter = self.verified(handle.range(), None, |stored| {
+            FirstPartFilter::decode(&unseal(self.id, handle.offset, BlockKind::FirstParts, stored)?)
+        })?;
+        let bytes = filter.bytes();
+        let filter = self.slots.keep_first_parts(number, filter, bytes);
+        Ok(filter.may_contain(tree.0, hash))
+    }
+
     /// About how many versions sort before `full_key`, from the index alone, and how many bytes they take.
     pub(crate) fn rank(&self, full_key: &[u8]) -> Result<Rank> {
         let partition = self.top.lower_bound(full_key, Seqno(u64::MAX));
@@ -279,7 +313,7 @@ impl Sst {
                 None => {
                     let data = self.decoded_block(handle, Some(window))?;
                     let bytes = data.bytes();
-                    Ok(Slots::<PartitionBody, Block>::unkept(data, bytes))
+                    Ok(Slots::<PartitionBody, FirstPartFilter, Block>::unkept(data, bytes))
                 }
             },
         }
@@ -365,12 +399,13 @@ impl Tail {
         }
         let top = Block::decode(unseal(id, footer.top.offset, BlockKind::Top, &fetch(footer.top)?)?)?;
         let partitions: Option<Box<[Partition]>> =
-            (0..top.rows()).map(|row| Partition::decode(top.value(&top.row(row)))).collect();
+            (0..top.rows()).map(|row| Partition::decode(footer.version, top.value(&top.row(row)))).collect();
         let partitions = partitions.ok_or_else(|| wrong("its top index does not add up"))?;
-        let data_bytes = partitions.first().map_or(0, |partition| partition.filter.offset);
+        let data_bytes = partitions.first().map_or(0, |partition| partition.first_parts.offset);
         let (mut at, mut block) = (data_bytes, 0u32);
         for partition in &partitions {
-            let in_place = partition.filter.offset == at
+            let in_place = partition.first_parts.offset == at
+                && partition.filter.offset == partition.first_parts.range().end
                 && partition.index.offset == partition.filter.range().end
                 && partition.first_block == block
                 && partition.blocks > 0;
@@ -388,14 +423,20 @@ impl Tail {
 }
 
 impl Partition {
-    fn decode(entry: &[u8]) -> Option<Self> {
+    fn decode(version: u32, entry: &[u8]) -> Option<Self> {
         let filter = Handle::decode(entry)?;
         let index = Handle::decode(entry.get(Handle::ENCODED_BYTES..)?)?;
         let (first_block, rest) = entry.get(2 * Handle::ENCODED_BYTES..)?.split_first_chunk()?;
-        let (blocks, _) = rest.split_first_chunk()?;
+        let (blocks, rest) = rest.split_first_chunk()?;
+        let first_parts = match version {
+            1 => Handle { offset: filter.offset, bytes: 0 },
+            _ => Handle::decode(rest)?,
+        };
+        first_parts.offset.checked_add(first_parts.bytes.into())?;
         filter.offset.checked_add(filter.bytes.into())?;
         index.offset.checked_add(index.bytes.into())?;
         Some(Self {
+            first_parts,
             filter,
             index,
             first_block: u32::from_le_bytes(*first_block),
@@ -603,6 +644,7 @@ pub(crate) fn verify(meta: &SstMeta, bytes: &Bytes) -> Result<()> {
     let sst = Sst::open(meta, source, &cache)?;
     let mut at = 0;
     for partition in 0..sst.partitions() {
+        sst.partition_may_hold(partition, TreeId(0), 0)?;
         let body = sst.partition(partition)?;
         for block in 0..body.index.rows() {
             let handle = handle_at(&body.index, block);

@@ -10,10 +10,11 @@ use proptest::prelude::*;
 use super::*;
 use crate::cache::BlockCache;
 use crate::disk::SimDisk;
+use crate::first_part::{FirstPart, FirstParts};
 use crate::source::Source;
 use crate::store::{ByteSource, SstStore, StoreParts};
 use crate::version::SstMeta;
-use crate::{BranchId, Epoch, Kind, OpKind, Result, Seqno, SstId};
+use crate::{BranchId, Epoch, Kind, OpKind, Result, Seqno, SstId, TreeId};
 
 const ID: SstId = SstId { epoch: Epoch(2), counter: 5 };
 
@@ -157,6 +158,29 @@ proptest! {
         verify(&meta, &bytes).unwrap();
     }
 
+    /// Trees 0 and 2 have a rule, 1 and 3 have none; first parts of nine bytes hold several keys, of eight many.
+    #[test]
+    fn a_filter_of_first_parts_never_denies_what_is_there(
+        versions in versions(300), probes in versions(60), compression in compression(), cache in 0..40_000usize,
+        length in 4..10usize, longer in 0..3usize,
+    ) {
+        let rules = Arc::new(FirstParts::default());
+        for tree in [0, 2] {
+            rules.set(TreeId(tree), Arc::new(Bytewise(length)));
+        }
+        let mut builder = SstBuilder::new(ID, small(compression)).with_first_parts(Arc::clone(&rules));
+        versions.iter().for_each(|(key, seqno, kind, value)| builder.add(key, *seqno, *kind, value));
+        let (meta, bytes) = builder.finish();
+        verify(&meta, &bytes).unwrap();
+        read_all(&meta, bytes.clone(), &versions).unwrap();
+        let sst = open(&meta, bytes, cache).unwrap();
+        for (key, ..) in probes.iter().chain(&versions) {
+            let probe = rules.probe(&key[..(4 + length + longer).min(key.len())]);
+            let there = versions.iter().any(|version| version.0.starts_with(probe.prefix));
+            prop_assert!(sst.may_hold(&probe).unwrap() || !there, "{:x?}", probe.prefix);
+        }
+    }
+
     #[test]
     fn an_estimate_is_near_the_truth(versions in versions(300), a in any::<prop::sample::Index>(), b in any::<prop::sample::Index>()) {
         let (meta, bytes) = built(&versions, small(Compression::None));
@@ -167,6 +191,54 @@ proptest! {
         // Blocks hold at most a dozen of these rows; an even spread between them is assumed.
         prop_assert!(entries.abs_diff(truth) <= 24 + truth / 2, "{} for {}", entries, truth);
         prop_assert_eq!(entries == 0, bytes == 0);
+    }
+}
+
+/// The first part has always as many bytes.
+struct Bytewise(usize);
+
+impl FirstPart for Bytewise {
+    fn end(&self, key: &[u8]) -> Option<usize> {
+        (key.len() >= self.0).then_some(self.0)
+    }
+}
+
+#[test]
+fn a_filter_of_first_parts_denies_what_is_not_there_and_is_damaged_like_the_rest() {
+    let rules = Arc::new(FirstParts::default());
+    rules.set(TreeId(7), Arc::new(Bytewise(4)));
+    let row =
+        |part: u32, row: u32| crate::full_key(TreeId(7), &[part.to_be_bytes(), row.to_be_bytes()].concat());
+    let versions: Vec<Version> =
+        (0..300u32).map(|i| (row(i / 3 * 2, i), Seqno(7), OpKind::Put, b"value".to_vec())).collect();
+    let mut builder = SstBuilder::new(ID, small(Compression::Lz4)).with_first_parts(Arc::clone(&rules));
+    versions.iter().for_each(|(key, seqno, kind, value)| builder.add(key, *seqno, *kind, value));
+    let (meta, bytes) = builder.finish();
+    let sst = open(&meta, bytes.clone(), 1 << 20).unwrap();
+    assert!(sst.partitions() > 2, "prefixes lie across partitions");
+    let wrong = (0..100u32)
+        .filter(|i| {
+            let prefix = &row(2 * i + 1, 0)[..8];
+            sst.may_hold(&rules.probe(prefix)).unwrap()
+        })
+        .count();
+    assert!(wrong < 5, "{wrong} of 100 absent first parts were not denied");
+
+    let ask = |bytes: Bytes| -> Result<()> {
+        let sst = open(&meta, bytes, 1 << 20)?;
+        (0..200u32).try_for_each(|part| sst.may_hold(&rules.probe(&row(part, 0)[..8])).map(drop))
+    };
+    ask(bytes.clone()).unwrap();
+    for at in 0..bytes.len() {
+        let mut damaged = bytes.to_vec();
+        damaged[at] ^= 1 << (at % 8);
+        let damaged = Bytes::from(damaged);
+        assert_eq!(verify(&meta, &damaged).unwrap_err().kind(), Kind::Corrupt, "byte {at}");
+        if at >= sst.data_bytes() as usize
+            && let Err(error) = ask(damaged)
+        {
+            assert_eq!(error.kind(), Kind::Corrupt, "byte {at}");
+        }
     }
 }
 
@@ -360,10 +432,9 @@ fn a_version_out_of_order_never_leaves_the_builder() {
     builder.add(b"0000k", Seqno(5), OpKind::Put, b"");
 }
 
-/// What version 1 wrote is read for ever. (`FIXTURES=write` makes the files anew, after which they must not differ.)
+/// What versions 1 and 2 wrote is read for ever. (`FIXTURES=write` makes the files anew, after which they must not differ.)
 #[test]
-fn the_files_of_format_version_1_open_and_say_the_same() {
-    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/sst/v1");
+fn the_files_of_every_format_version_open_and_say_the_same() {
     let mixed: Vec<Version> = (0..400u32)
         .map(|i| {
             let key = [&(7 + i / 300).to_be_bytes()[..], format!("key {:05}", i / 3).as_bytes()].concat();
@@ -376,14 +447,28 @@ fn the_files_of_format_version_1_open_and_say_the_same() {
         .collect();
     let one_row = vec![(b"\0\0\0\x01k".to_vec(), Seqno(u64::MAX), OpKind::Put, b"v".to_vec())];
     let tombstones = (0..50u8).map(|i| (vec![0, 0, 0, 1, i], Seqno(9), OpKind::Delete, vec![])).collect();
-    for (name, versions) in [("one-row", one_row), ("tombstones", tombstones), ("mixed", mixed)] {
+    let rules = Arc::new(FirstParts::default());
+    rules.set(TreeId(7), Arc::new(Bytewise(7)));
+    let files = [
+        (1, "one-row", one_row),
+        (1, "tombstones", tombstones),
+        (1, "mixed", mixed.clone()),
+        (2, "mixed", mixed),
+    ];
+    for (version, name, versions) in files {
         for compression in [Compression::None, Compression::Lz4, Compression::Zstd] {
             let packing = format!("{compression:?}").to_lowercase();
+            let directory = format!("{}/fixtures/sst/v{version}", env!("CARGO_MANIFEST_DIR"));
             let path = format!("{directory}/{name}-{packing}.sst");
-            let (meta, bytes) =
-                built(&versions, SstOptions { block_bytes: 2048, ..SstOptions::new(compression) });
+            let options = SstOptions { block_bytes: 2048, ..SstOptions::new(compression) };
+            let mut builder = SstBuilder::new(ID, options);
+            if version == 2 {
+                builder = builder.with_first_parts(Arc::clone(&rules));
+            }
+            versions.iter().for_each(|(key, seqno, kind, value)| builder.add(key, *seqno, *kind, value));
+            let (meta, bytes) = builder.finish();
             if std::env::var("FIXTURES").is_ok_and(|wish| wish == "write") {
-                std::fs::create_dir_all(directory).unwrap();
+                std::fs::create_dir_all(&directory).unwrap();
                 std::fs::write(&path, &bytes).unwrap();
             }
             let kept = Bytes::from(std::fs::read(&path).unwrap_or_else(|error| panic!("{path}: {error}")));
@@ -391,6 +476,12 @@ fn the_files_of_format_version_1_open_and_say_the_same() {
             let meta = SstMeta { bytes: kept.len() as u64, ..meta };
             read_all(&meta, kept.clone(), &versions).unwrap();
             verify(&meta, &kept).unwrap();
+            let sst = open(&meta, kept, 0).unwrap();
+            if name == "mixed" {
+                let may_hold = |prefix| sst.may_hold(&rules.probe(prefix)).unwrap();
+                assert!(may_hold(b"\0\0\0\x07key 000"), "{path}");
+                assert_eq!(may_hold(b"\0\0\0\x07key 0,0"), version == 1, "{path}: only version 2 denies");
+            }
         }
     }
 }
