@@ -3,6 +3,8 @@
 mod accounts;
 mod bootstrap;
 mod data_directory;
+mod inspect;
+mod location;
 mod outcome;
 mod serve;
 mod server;
@@ -29,11 +31,15 @@ struct Arguments {
 enum Command {
     /// Serve SQL from a bucket until stopped.
     Serve(serve::Arguments),
+    /// Say in words what one object of a bucket holds.
+    Inspect(inspect::Arguments),
 }
 
 fn main() -> std::process::ExitCode {
-    let Command::Serve(arguments) = Arguments::parse().command;
-    let outcome = serve::serve(&arguments);
+    let outcome = match Arguments::parse().command {
+        Command::Serve(arguments) => serve::serve(&arguments),
+        Command::Inspect(arguments) => inspect::inspect(&arguments),
+    };
     match &outcome {
         Outcome::Clean => {}
         other => eprintln!("cistern: {other}"),

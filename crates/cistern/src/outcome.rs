@@ -30,6 +30,14 @@ impl Outcome {
         })
     }
 
+    /// What a request that failed means.
+    pub fn of_bucket(error: bucket::BucketError) -> Self {
+        match error.kind {
+            bucket::ErrorKind::Unavailable => Self::BucketUnreachable(error.to_string()),
+            _ => Self::BadConfiguration(error.to_string()),
+        }
+    }
+
     /// What mariadbd's end means; `said` is the last line in which the plugin or the server named the reason.
     pub fn of_server(status: std::process::ExitStatus, said: &str) -> Self {
         use std::os::unix::process::ExitStatusExt;

@@ -19,6 +19,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use crate::accounts::{Accounts, VARIABLES};
 use crate::bootstrap;
 use crate::data_directory::DataDirectory;
+use crate::location::Reach;
 use crate::outcome::Outcome;
 use crate::server::Server;
 
@@ -54,15 +55,8 @@ pub struct Arguments {
     /// Directory on this machine for cache, log and sockets; may be lost at any time
     #[arg(long, value_name = "DIR", default_value = "./data")]
     data: PathBuf,
-    /// S3 endpoint, for stores other than AWS; http:// must be written out, TLS is the default
-    #[arg(long, value_name = "URL")]
-    endpoint: Option<String>,
-    /// S3 region
-    #[arg(long, value_name = "NAME")]
-    region: Option<String>,
-    /// Address the bucket in the path, not in the host name (most stores other than AWS)
-    #[arg(long)]
-    path_style: bool,
+    #[command(flatten)]
+    reach: Reach,
     /// Options for mariadbd, after `--`
     #[arg(last = true, value_name = "SERVER OPTION")]
     server_options: Vec<OsString>,
@@ -84,20 +78,20 @@ fn try_serve(arguments: &Arguments) -> Result<Outcome, Outcome> {
     let server = Server::beside(home).map_err(Outcome::BadConfiguration)?;
     let accounts =
         Accounts::from_environment(&|name| std::env::var(name).ok()).map_err(Outcome::BadConfiguration)?;
-    let url = bucket_url(arguments);
+    let url = arguments.reach.url(&arguments.bucket);
     // The directory first: a bucket inside it, as in `make run`, has its parent then.
     let directory = DataDirectory::open(&arguments.data).map_err(Outcome::BadConfiguration)?;
-    let bucket = bucket::open(&url, &bucket::Options::default()).map_err(bucket_outcome)?;
+    let bucket = bucket::open(&url, &bucket::Options::default()).map_err(Outcome::of_bucket)?;
     let command = || mariadbd(&url, &server, &directory);
 
     let marker = Names::new("main").system_tables_marker();
-    if bucket.head(&marker).map_err(bucket_outcome)?.is_none() {
+    if bucket.head(&marker).map_err(Outcome::of_bucket)?.is_none() {
         eprintln!("cistern: {} is empty: making the system tables (once)", arguments.bucket);
         let sql = bootstrap::script(&server.share, &accounts).map_err(Outcome::BadConfiguration)?;
         let mut first = command();
         first.arg("--bootstrap");
         bootstrap::run(first, &sql)?;
-        match bucket.put_if_absent(&marker, Bytes::from_static(b"1\n")).map_err(bucket_outcome)? {
+        match bucket.put_if_absent(&marker, Bytes::from_static(b"1\n")).map_err(Outcome::of_bucket)? {
             PutOutcome::Created | PutOutcome::Exists => {}
         }
     }
@@ -111,32 +105,6 @@ fn try_serve(arguments: &Arguments) -> Result<Outcome, Outcome> {
     server_command.arg(format!("--init-file={}", init.display()));
     server_command.args(&arguments.server_options);
     supervise(server_command, &server, start)
-}
-
-/// The bucket's URL with the options that can be said beside it.
-fn bucket_url(arguments: &Arguments) -> String {
-    let mut url = arguments.bucket.clone();
-    let mut add = |key: &str, value: &str| {
-        url.push(if url.contains('?') { '&' } else { '?' });
-        url.push_str(&format!("{key}={value}"));
-    };
-    if let Some(endpoint) = &arguments.endpoint {
-        add("endpoint", endpoint);
-    }
-    if let Some(region) = &arguments.region {
-        add("region", region);
-    }
-    if arguments.path_style {
-        add("path_style", "true");
-    }
-    url
-}
-
-fn bucket_outcome(error: bucket::BucketError) -> Outcome {
-    match error.kind {
-        bucket::ErrorKind::Unavailable => Outcome::BucketUnreachable(error.to_string()),
-        _ => Outcome::BadConfiguration(error.to_string()),
-    }
 }
 
 /// The command that every start of the server shares.
