@@ -13,6 +13,7 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 
 use crate::engine::{Engine, Job};
+use crate::pulse::BEAT;
 use crate::{Error, Kind, Result};
 
 /// The threads of one engine, or none.
@@ -43,7 +44,7 @@ const RETRY_MAX: Duration = Duration::from_secs(15);
 
 impl Workers {
     pub(crate) fn new() -> Self {
-        let jobs = [Job::UploadWal, Job::Flush, Job::Publish].into_iter();
+        let jobs = [Job::UploadWal, Job::Flush, Job::Publish, Job::Validate].into_iter();
         let jobs = jobs.chain(std::iter::repeat_n(Job::Compact, COMPACTION_THREADS));
         Self { bells: jobs.map(|job| (job, Arc::default())).collect(), threads: Mutex::default() }
     }
@@ -126,6 +127,7 @@ fn name(job: Job) -> &'static str {
         Job::Freeze | Job::Flush => "flush",
         Job::Publish | Job::CollectGarbage => "publish",
         Job::Compact => "compact",
+        Job::Validate => "claims",
     }
 }
 
@@ -141,8 +143,12 @@ fn work(job: Job, bell: &Bell, engine: &Weak<Engine>) {
         let go_on = match done {
             Ok(()) => {
                 failures = 0;
-                // The wal is not rung for: its time is its bell.
-                if job == Job::UploadWal { bell.pause(wal_interval) } else { bell.wait(IDLE) }
+                match job {
+                    // The wal is not rung for: its time is its bell.
+                    Job::UploadWal => bell.pause(wal_interval),
+                    Job::Validate => bell.pause(BEAT),
+                    _ => bell.wait(IDLE),
+                }
             }
             Err(error) => {
                 // A merge that was told to stop says so with an error.
@@ -168,6 +174,9 @@ fn panic_message(panic: &(dyn Any + Send)) -> &str {
 
 /// Steps until there is nothing left to do.
 fn work_off(job: Job, bell: &Bell, engine: &Engine) -> Result<()> {
+    if job == Job::Validate {
+        return engine.beat();
+    }
     while !bell.stopped() && engine.step(job)? {
         // While writers are at it there is always a little more of the wal: it waits for its time, or a full slice.
         if job == Job::UploadWal && !engine.has_full_slice() {

@@ -22,6 +22,8 @@ use crate::first_part::FirstPart;
 use crate::limits::Shape;
 use crate::locks::{LockTable, Owner};
 use crate::manifest::ManifestWriter;
+use crate::points::{self, Point};
+use crate::pulse::Pulse;
 use crate::recovery::{RecoveryParts, Report, recover};
 use crate::replay::Replay;
 use crate::snapshots::Snapshots;
@@ -126,6 +128,8 @@ pub enum Job {
     Compact,
     /// Deletes objects that nothing names any more.
     CollectGarbage,
+    /// Looks whether a newer writer has claimed the branch.
+    Validate,
 }
 
 /// How much there is in a range, roughly.
@@ -153,6 +157,7 @@ pub struct Engine {
     uploader: Arc<Uploader>,
     fence: Fence,
     throttle: Throttle,
+    pulse: Pulse,
     /// Memtables are flushed one after the other.
     flushing: Mutex<()>,
     /// What dead writers left in the bucket was looked for.
@@ -238,6 +243,7 @@ impl Engine {
         let engine = Arc::new(Self {
             locks: LockTable::new(parts.seed, Arc::clone(&parts.clock), threads),
             throttle: Throttle::new(settings.shape.clone(), settings.unuploaded_bytes_max),
+            pulse: Pulse::new(&*parts.clock),
             settings,
             snapshots: Snapshots::default(),
             store,
@@ -314,6 +320,7 @@ impl Engine {
             Job::Publish => self.publish(),
             Job::Compact => self.compact(),
             Job::CollectGarbage => self.collect_garbage(),
+            Job::Validate => self.fence.check().map(|()| false),
         };
         self.refresh_throttle();
         result.inspect_err(|error| self.note(error))
@@ -434,6 +441,9 @@ impl Engine {
             .commits
             .commit(writes, drops, next_tree, self.settings.memtable_bytes)
             .inspect_err(|error| self.note(error))?;
+        if self.settings.background == Background::Threads && self.pulse.slept(&*self.clock) {
+            self.wait_until_awake()?;
+        }
         self.counters.commits.fetch_add(1, Ordering::Relaxed);
         if committed.froze {
             self.refresh_throttle();
@@ -445,6 +455,23 @@ impl Engine {
     /// Whether as much of the wal waits for its upload as fits into one object.
     pub(crate) fn has_full_slice(&self) -> bool {
         self.unuploaded_wal() >= self.settings.shape.wal_slice_bytes
+    }
+
+    /// Stamps the time; after a sleep looks at the claims first.
+    pub(crate) fn beat(&self) -> Result<()> {
+        let slept = self.pulse.slept(&*self.clock);
+        let looked = if slept { self.step(Job::Validate) } else { Ok(false) };
+        self.pulse.stamp(&*self.clock);
+        looked.map(drop)
+    }
+
+    /// Returns when somebody has looked at the claims since this process slept; with the error if we are fenced.
+    #[cold]
+    fn wait_until_awake(&self) -> Result<()> {
+        while self.pulse.slept(&*self.clock) && !self.workers.stopped() {
+            self.pulse.wait();
+        }
+        self.check_alive()
     }
 
     /// Why the engine can not go on, if so.
@@ -535,6 +562,7 @@ impl Engine {
         let ssts = self.rewrite(&snapshots, &dropped, |context| run::flush(&table.memtable, context))?;
         self.counters.flushes.fetch_add(1, Ordering::Relaxed);
         self.counters.flushed_bytes.fetch_add(ssts.iter().map(|sst| sst.bytes).sum(), Ordering::Relaxed);
+        points::pass(Point::InFlush);
         let slice = self.uploader.slice_at(end.position);
         self.tree.install_flush(&self.commits, &table, ssts, slice)?;
         self.workers.ring(Job::Publish);
@@ -549,6 +577,7 @@ impl Engine {
             None => return Ok(false),
             Some(Sending::Upload(ssts)) => {
                 self.upload(&ssts)?;
+                points::pass(Point::AfterSstPut);
                 self.tree.uploaded(ssts.len());
             }
             Some(Sending::Publish(edit)) => {
@@ -556,6 +585,7 @@ impl Engine {
                 self.tree.published();
                 self.counters.published.fetch_add(1, Ordering::Relaxed);
                 if edit.flushed.is_some() {
+                    points::pass(Point::BeforeTrim);
                     self.uploader.trim(manifest.manifest())?;
                 }
                 manifest.clean_step()?;

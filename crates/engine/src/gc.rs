@@ -13,6 +13,7 @@ use std::sync::{Arc, Weak};
 
 use bucket::{Bucket, Names, ObjectInfo, ObjectName};
 
+use crate::points::{self, Point};
 use crate::version::Version;
 use crate::{Epoch, Result, SstId};
 
@@ -85,6 +86,7 @@ pub(crate) fn delete(
     let objects: Vec<ObjectName> = ssts.iter().map(|id| names.sst(id.epoch.0, id.counter)).collect();
     for batch in objects.chunks(BATCH) {
         validate()?;
+        points::pass(Point::BeforeDelete);
         bucket.delete(batch)?;
     }
     Ok(())

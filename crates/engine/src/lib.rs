@@ -22,6 +22,8 @@ mod locks;
 mod manifest;
 mod memtable;
 mod merge;
+pub mod points;
+mod pulse;
 mod recovery;
 mod replay;
 mod snapshots;

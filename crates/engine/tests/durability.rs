@@ -10,8 +10,8 @@ use std::time::Duration;
 use bucket::{Bucket, DirectoryBucket, FaultyBucket, MemoryBucket, Rule};
 use engine::limits::Shape;
 use engine::{
-    Background, Cursor, Disk, DiskError, DiskFile, Engine, Hooks, Job, Kind, LockMode, LockWait, Parts,
-    ReadAs, RealDisk, Result, Settings, SimDisk, SystemClock, TreeId, Txn,
+    Background, Clock, Cursor, Disk, DiskError, DiskFile, Engine, Hooks, Job, Kind, LockMode, LockWait,
+    Parts, ReadAs, RealDisk, Result, Settings, SimDisk, SystemClock, TreeId, Txn,
 };
 use parking_lot::Mutex;
 use tempfile::TempDir;
@@ -392,6 +392,50 @@ fn a_writer_that_another_one_followed_acknowledges_nothing_more_and_says_why() {
     let engine = place.open(manual());
     assert_eq!(text(&engine), "a=1 b=2");
     assert_eq!(status(&engine, "wals_set_aside"), 1, "what only the old one's disk had is kept");
+}
+
+/// A clock that can be set forward, as a process sees it that was stopped for a while.
+#[derive(Default)]
+struct JumpingClock(SystemClock, AtomicU64);
+
+impl Clock for JumpingClock {
+    fn now(&self) -> Duration {
+        self.0.now() + Duration::from_secs(self.1.load(Ordering::Relaxed))
+    }
+    fn sleep(&self, pause: Duration) {
+        self.0.sleep(pause);
+    }
+}
+
+#[test]
+fn a_writer_that_slept_looks_for_newer_claims_before_it_acknowledges_anything() {
+    let memory = Arc::new(MemoryBucket::new());
+    // It has no other reason to write to the bucket.
+    let settings =
+        || Settings { wal_upload_interval: Duration::from_secs(3600), ..small(Background::Threads) };
+    for taken_over in [false, true] {
+        let (data, clock) = (tempfile::tempdir().expect("a directory"), Arc::new(JumpingClock::default()));
+        let faulty = Arc::new(FaultyBucket::new(memory.clone(), 1, Vec::new()));
+        let disk = Arc::new(RealDisk::open(data.path()).expect("a disk"));
+        let parts = Parts { bucket: faulty.clone(), disk, clock: clock.clone(), seed: 7 };
+        let older = Engine::open(parts, settings()).expect("it opens");
+        put(&older, "a", "1").expect("nobody else is there");
+        let other = tempfile::tempdir().expect("a directory");
+        let newer = taken_over.then(|| open_at(other.path(), memory.clone(), settings()).expect("it opens"));
+        clock.1.fetch_add(60, Ordering::Relaxed);
+        let answer = put(&older, "b", "2");
+        if taken_over {
+            let error = answer.expect_err("it slept through the other's claim");
+            assert_eq!(error.kind(), Kind::Fenced, "{error}");
+        } else {
+            answer.expect("it is still the newest");
+            // An outage stops no commits, not even after a sleep.
+            faulty.faults().set_rules(vec![Rule::outage()]);
+            clock.1.fetch_add(60, Ordering::Relaxed);
+            put(&older, "c", "3").expect("the bucket does not answer, and that is no claim");
+        }
+        drop(newer);
+    }
 }
 
 #[test]

@@ -18,6 +18,9 @@ use crate::files::{FileMirror, Watcher};
 use crate::log::{self, Level};
 use crate::paths::TEMPORARY;
 
+/// Names a point of the engine at which the process is killed or stopped. For tests of crashes alone.
+const TEST_POINT: &str = "CISTERN_TEST_POINT";
+
 /// What an operator set.
 pub struct Start {
     pub bucket: String,
@@ -140,6 +143,10 @@ fn open(callbacks: &Callbacks, start: &Start) -> Result<Life, Refusal> {
             exit::CONFIGURATION,
             "no bucket: set cistern_bucket or the environment variable CISTERN_BUCKET to its URL".to_owned(),
         ));
+    }
+    if let Ok(point) = std::env::var(TEST_POINT) {
+        let armed = engine::points::arm(&point);
+        armed.map_err(|why| (exit::CONFIGURATION, format!("{TEST_POINT}: {why}")))?;
     }
     let server_dir = PathBuf::from(&start.server_dir);
     let url = below_server_dir(&url, &server_dir)?;

@@ -18,6 +18,7 @@ use bytes::Bytes;
 use crate::claim::Fence;
 use crate::fetch::{fetch, fetch_all};
 use crate::inspect::Hex;
+use crate::points::{self, Point};
 use crate::version::{SstMeta, Version};
 use crate::{BranchId, Epoch, Error, Kind, Result, Seqno, SstId, TreeId, WalPosition};
 pub(crate) use format::Header;
@@ -409,6 +410,7 @@ impl ManifestWriter {
             ));
         }
         if !pending.landed {
+            points::pass(Point::BeforeEditPut);
             if self.bucket.put_if_absent(&name, pending.object.clone())? == PutOutcome::Exists {
                 let found = self.bucket.get(&name)?;
                 if found != pending.object {
@@ -416,6 +418,7 @@ impl ManifestWriter {
                 }
             }
             pending.landed = true;
+            points::pass(Point::AfterEditPut);
         }
         self.fence.check()?;
         let done = self.pending.take().expect("set above");

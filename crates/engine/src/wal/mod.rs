@@ -26,6 +26,7 @@ use segments::Segments;
 pub(crate) use slices::{Chain, Uploader, chain, read_slice};
 
 use crate::limits::{WAL_SEGMENT_BYTES, WAL_SLICE_BYTES};
+use crate::points::{self, Point};
 use crate::{Disk, DiskError, Error, Kind, Result, Seqno, WalPosition};
 
 /// Sizes, so that tests can make them small.
@@ -213,11 +214,15 @@ impl Wal {
                 at += bytes.len() as u64;
                 self.segments.write(position, &bytes, &mut touched)
             })
-            .and_then(|()| self.segments.sync(&touched));
+            .and_then(|()| {
+                points::pass(Point::BeforeSync);
+                self.segments.sync(&touched)
+            });
         if let Err(error) = written {
             return Err(self.fail(&error));
         }
         assert!(at >= end.0, "a group covers what its leader waits for");
+        points::pass(Point::AfterSync);
         self.durable.store(at, Ordering::Release);
         self.syncs.fetch_add(1, Ordering::Relaxed);
         Ok(())

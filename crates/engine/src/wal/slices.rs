@@ -17,6 +17,7 @@ use super::format::{FILE_HEADER, RECORD_HEADER, Stream};
 use super::{Record, Wal};
 use crate::claim::Fence;
 use crate::manifest::Manifest;
+use crate::points::{self, Point};
 use crate::{Epoch, Error, Result, WalPosition};
 
 /// Names in one delete request; S3 takes a thousand.
@@ -165,6 +166,7 @@ impl Uploader {
         self.state.lock().sent = Some(end);
         let object = self.wal.stream.encode_slice(WalPosition(first), &records);
         self.bucket.put(&self.names.wal_slice(self.fence.epoch().0, first), Bytes::from(object))?;
+        points::pass(Point::AfterSlicePut);
         self.fence.check()?;
         let mut state = self.state.lock();
         state.slices.insert(first, (self.fence.epoch(), end));
