@@ -4,6 +4,7 @@
 #![allow(clippy::disallowed_methods, reason = "real processes run on real time")]
 
 pub mod company;
+pub mod objects;
 pub mod oracle;
 pub mod s3;
 pub mod server;

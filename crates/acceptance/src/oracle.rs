@@ -4,6 +4,7 @@
 //! * Acknowledged and missing is *lost*; half a pair, or money made or destroyed, is *torn*; a pair that nobody acknowledged
 //!   may be there, at most one for each connection.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -22,6 +23,7 @@ pub fn prepare(connection: &mut Conn) -> mysql::Result<()> {
     connection.query_drop(
         "CREATE TABLE crash.pair (client INT, seq BIGINT, half TINYINT, note VARCHAR(200), PRIMARY KEY (client, seq, half), KEY (note(20)))",
     )?;
+    connection.query_drop("CREATE TABLE crash.filler (id INT AUTO_INCREMENT PRIMARY KEY, b LONGTEXT)")?;
     connection.query_drop("CREATE TABLE crash.account (id INT PRIMARY KEY, balance BIGINT NOT NULL)")?;
     for id in 0..ACCOUNTS {
         connection.query_drop(format!("INSERT INTO crash.account VALUES ({id}, {BALANCE})"))?;
@@ -32,12 +34,24 @@ pub fn prepare(connection: &mut Conn) -> mysql::Result<()> {
 /// What one writer was told.
 #[derive(Clone, Debug, Default)]
 pub struct Memory {
+    client: u64,
     /// The next pair it will write.
     next: u64,
     /// Acknowledged pairs not yet judged, with the moment of the answer.
     acknowledged: Vec<(u64, Instant)>,
     /// Pairs below this were judged before.
     judged: u64,
+}
+
+impl Memory {
+    /// Of writers who were told nothing yet, one for each number. No two writers of one database share a number.
+    pub fn of(clients: Range<u64>) -> Vec<Self> {
+        clients.map(|client| Self { client, ..Self::default() }).collect()
+    }
+    /// How many pairs were acknowledged later than `moment`, of those not yet judged.
+    pub fn acknowledged_after(&self, moment: Instant) -> usize {
+        self.acknowledged.iter().filter(|(_, at)| *at > moment).count()
+    }
 }
 
 /// Writers at work.
@@ -52,10 +66,9 @@ impl Writers {
         let stop = Arc::new(AtomicBool::new(false));
         let threads = memories
             .into_iter()
-            .enumerate()
-            .map(|(client, memory)| {
+            .map(|memory| {
                 let stop = Arc::clone(&stop);
-                std::thread::spawn(move || write(port, client as u64, memory, &stop))
+                std::thread::spawn(move || write(port, memory, &stop))
             })
             .collect();
         Self { stop, threads }
@@ -67,7 +80,8 @@ impl Writers {
     }
 }
 
-fn write(port: u16, client: u64, mut memory: Memory, stop: &AtomicBool) -> Memory {
+fn write(port: u16, mut memory: Memory, stop: &AtomicBool) -> Memory {
+    let client = memory.client;
     let Ok(mut connection) = crate::server::connect(port) else { return memory };
     let mut random = client.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ memory.next;
     while !stop.load(Ordering::Relaxed) {
@@ -99,6 +113,31 @@ fn transaction(connection: &mut Conn, client: u64, seq: u64, low: u64, high: u64
     connection.query_drop("COMMIT")
 }
 
+/// A connection that fills memtables: rows of 96 KiB, one after the other.
+pub struct Filler {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+impl Filler {
+    /// Starts it against the server on `port`, where [`prepare`] has been.
+    pub fn start(port: u16) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            let Ok(mut connection) = crate::server::connect(port) else { return };
+            let row = "INSERT INTO crash.filler (b) VALUES (REPEAT(MD5(RAND()), 3072))";
+            while !stopped.load(Ordering::Relaxed) && connection.query_drop(row).is_ok() {}
+        });
+        Self { stop, thread }
+    }
+    /// Ends it; the server may be dead already.
+    pub fn stop(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().expect("the filler does not panic");
+    }
+}
+
 /// What the judge found after one recovery.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Verdict {
@@ -121,7 +160,8 @@ pub fn judge(
     promise_ends: Option<Instant>,
 ) -> mysql::Result<Verdict> {
     let mut verdict = Verdict::default();
-    for (client, memory) in memories.iter_mut().enumerate() {
+    for memory in memories {
+        let client = memory.client;
         let rows: Vec<(u64, u64)> = connection.query(format!(
             "SELECT seq, COUNT(*) FROM crash.pair WHERE client = {client} AND seq >= {} GROUP BY seq ORDER BY seq",
             memory.judged

@@ -78,6 +78,26 @@ impl Plan {
         }
     }
 
+    /// A server that must start.
+    ///
+    /// # Panics
+    /// With everything it said, if it does not.
+    pub fn started(&self) -> Server {
+        self.start()
+            .unwrap_or_else(|ended| panic!("cistern did not start (code {}):\n{}", ended.code(), ended.said))
+    }
+
+    /// How a server ended that must not start.
+    ///
+    /// # Panics
+    /// If it starts.
+    pub fn refused(&self) -> Ended {
+        match self.start() {
+            Ok(_) => panic!("it started"),
+            Err(ended) => ended,
+        }
+    }
+
     /// Starts `cistern serve` and returns once it accepts connections, with the port.
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use acceptance::oracle::{self, Memory, Writers};
-use acceptance::server::{Ended, Plan, Server};
+use acceptance::server::Plan;
 use mysql::Conn;
 use mysql::prelude::Queryable;
 
@@ -56,18 +56,6 @@ fn as_root(command: &[&str], path: &Path) {
     assert!(status.is_ok_and(|status| status.success()), "{words:?} {} needs root", path.display());
 }
 
-fn start(plan: &Plan) -> Server {
-    plan.start()
-        .unwrap_or_else(|ended| panic!("cistern did not start (code {}):\n{}", ended.code(), ended.said))
-}
-
-fn refused(plan: &Plan) -> Ended {
-    match plan.start() {
-        Ok(_) => panic!("it started"),
-        Err(ended) => ended,
-    }
-}
-
 /// Rows of 64 KiB until one is refused; how many were acknowledged, and the refusal.
 fn insert_until_refused(connection: &mut Conn, first: u32) -> (u32, mysql::Error) {
     for id in first.. {
@@ -91,7 +79,7 @@ fn a_full_disk_is_an_error_that_names_it_and_costs_no_acknowledged_row() {
     let scratch = tempfile::tempdir().expect("a temporary directory");
     let disk = SmallDisk::mount(scratch.path().join("disk"), 160);
     let plan = Plan { data: disk.0.join("data"), ..Plan::in_directory(scratch.path()) };
-    let mut server = start(&plan);
+    let mut server = plan.started();
     let mut root = server.connect().expect("it is ready");
     root.query_drop("CREATE DATABASE d").expect("a database");
     root.query_drop("CREATE TABLE d.t (id INT PRIMARY KEY, b LONGTEXT)").expect("a table");
@@ -111,7 +99,7 @@ fn a_full_disk_is_an_error_that_names_it_and_costs_no_acknowledged_row() {
     drop(root);
     server.kill();
     disk.free();
-    let server = start(&plan);
+    let server = plan.started();
     let mut root = server.connect().expect("it is ready");
     assert_eq!(ids(&mut root), (0..acknowledged).collect::<Vec<_>>());
 
@@ -130,7 +118,7 @@ fn a_full_disk_is_an_error_that_names_it_and_costs_no_acknowledged_row() {
     drop(root);
     let ended = server.stop();
     assert_eq!(ended.code(), 0, "{}", ended.said);
-    let server = start(&plan);
+    let server = plan.started();
     assert_eq!(ids(&mut server.connect().expect("it is ready")), expected);
 }
 
@@ -141,9 +129,9 @@ fn writers_that_run_into_a_full_disk_lose_nothing_and_tear_nothing() {
     let mut plan = Plan { data: disk.0.join("data"), ..Plan::in_directory(scratch.path()) };
     // Small tables in memory, so that flushes and the cache meet the full disk too.
     plan.server_options.push("--cistern-memtable-size=1M".into());
-    let mut server = start(&plan);
+    let mut server = plan.started();
     oracle::prepare(&mut server.connect().expect("it is ready")).expect("tables can be made");
-    let mut memories = vec![Memory::default(); 4];
+    let mut memories = Memory::of(0..4);
     for round in 0..3 {
         let writers = Writers::start(server.port(), memories);
         std::thread::sleep(Duration::from_millis(500));
@@ -152,7 +140,7 @@ fn writers_that_run_into_a_full_disk_lose_nothing_and_tear_nothing() {
         server.kill();
         memories = writers.stop();
         disk.free();
-        server = start(&plan);
+        server = plan.started();
         let mut connection = server.connect().expect("it is ready");
         let verdict = oracle::judge(&mut connection, &mut memories, None).expect("the judge can read");
         assert_eq!((verdict.lost, verdict.torn), (0, 0), "round {round}: {verdict:?}");
@@ -165,7 +153,7 @@ fn a_start_on_a_full_disk_says_so_and_harms_nothing() {
     let scratch = tempfile::tempdir().expect("a temporary directory");
     let disk = SmallDisk::mount(scratch.path().join("disk"), 160);
     let plan = Plan { data: disk.0.join("data"), ..Plan::in_directory(scratch.path()) };
-    let mut server = start(&plan);
+    let mut server = plan.started();
     let mut root = server.connect().expect("it is ready");
     root.query_drop("CREATE DATABASE d").expect("a database");
     root.query_drop("CREATE TABLE d.t (id INT PRIMARY KEY, b LONGTEXT)").expect("a table");
@@ -173,11 +161,11 @@ fn a_start_on_a_full_disk_says_so_and_harms_nothing() {
     drop(root);
     server.kill();
     disk.fill();
-    let ended = refused(&plan);
+    let ended = plan.refused();
     assert!(ended.said.contains("No space left"), "code {}: {}", ended.code(), ended.said);
     assert_eq!(ended.code(), 2, "{}", ended.said);
     disk.free();
-    let server = start(&plan);
+    let server = plan.started();
     assert_eq!(ids(&mut server.connect().expect("it is ready")), [7]);
 }
 
@@ -189,23 +177,23 @@ fn a_directory_that_may_not_be_written_is_refused_by_name() {
         bucket: format!("file://{}", disk.0.join("bucket").display()),
         ..Plan::in_directory(scratch.path())
     };
-    let server = start(&plan);
+    let server = plan.started();
     server.connect().expect("it is ready").query_drop("CREATE DATABASE d").expect("a database");
     assert_eq!(server.stop().code(), 0);
 
     // The bucket, then the data directory.
     disk.may_be_written(false);
-    let ended = refused(&plan);
+    let ended = plan.refused();
     assert_eq!(ended.code(), 2, "{}", ended.said);
     let name = disk.0.join("bucket").display().to_string();
     assert!(ended.said.contains(&name) && ended.said.contains("read-only"), "{}", ended.said);
     let local = Plan { data: disk.0.join("data"), ..Plan::in_directory(scratch.path()) };
-    let ended = refused(&local);
+    let ended = local.refused();
     assert_eq!(ended.code(), 2, "{}", ended.said);
     assert!(ended.said.contains(&disk.0.join("data").display().to_string()), "{}", ended.said);
 
     disk.may_be_written(true);
-    let server = start(&plan);
+    let server = plan.started();
     let found: Option<String> = server
         .connect()
         .expect("it is ready")

@@ -2,15 +2,8 @@
 #![allow(clippy::disallowed_methods, reason = "real processes run on real time")]
 
 use acceptance::s3::{Weather, point_at};
-use acceptance::server::{Ended, Plan, free_port};
+use acceptance::server::{Plan, free_port};
 use mysql::prelude::Queryable;
-
-fn refused(plan: &Plan) -> Ended {
-    match plan.start() {
-        Ok(_) => panic!("it started"),
-        Err(ended) => ended,
-    }
-}
 
 #[test]
 fn a_short_crash_test_on_a_foreign_s3_with_faults_loses_nothing() {
@@ -29,7 +22,7 @@ fn wrong_credentials_and_a_dead_endpoint_are_told_apart() {
     // A store that turns us away: a person must change something. Nothing was made in it, as the right keys show.
     let mut wrong = plan.clone();
     point_at(&mut wrong, store.port(), "test", "not the secret");
-    let ended = refused(&wrong);
+    let ended = wrong.refused();
     assert_eq!(ended.code(), 2, "{}", ended.said);
     assert!(ended.said.contains("s3://test"), "the bucket is not named: {}", ended.said);
     assert!(!ended.said.contains("not the secret"), "{}", ended.said);
@@ -43,7 +36,7 @@ fn wrong_credentials_and_a_dead_endpoint_are_told_apart() {
     assert_eq!(server.stop().code(), 0);
 
     // Keys that were changed while the server was down.
-    let ended = refused(&wrong);
+    let ended = wrong.refused();
     assert_eq!(ended.code(), 2, "{}", ended.said);
     assert!(ended.said.contains("s3://test"), "the bucket is not named: {}", ended.said);
 
@@ -51,7 +44,7 @@ fn wrong_credentials_and_a_dead_endpoint_are_told_apart() {
     let mut dead = plan;
     let port = free_port();
     point_at(&mut dead, port, "test", "test");
-    let ended = refused(&dead);
+    let ended = dead.refused();
     assert_eq!(ended.code(), 4, "{}", ended.said);
     assert!(ended.said.contains(&port.to_string()), "the endpoint is not named: {}", ended.said);
 }

@@ -6,44 +6,13 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use acceptance::oracle::{self, Memory, Writers};
-use acceptance::server::{Ended, Plan, Server};
+use acceptance::objects::files_below;
+use acceptance::server::{Plan, Server};
 use mysql::prelude::Queryable;
 use mysql::{Conn, OptsBuilder};
-use rustix::process::{Signal, kill_process};
-
-fn start(plan: &Plan) -> Server {
-    plan.start()
-        .unwrap_or_else(|ended| panic!("cistern did not start (code {}):\n{}", ended.code(), ended.said))
-}
-
-fn refused(plan: &Plan) -> Ended {
-    match plan.start() {
-        Ok(_) => panic!("it started"),
-        Err(ended) => ended,
-    }
-}
 
 fn column(connection: &mut Conn, query: &str) -> Vec<String> {
     connection.query(query).unwrap_or_else(|error| panic!("{query}: {error}"))
-}
-
-fn files_below(directory: &Path) -> Vec<(String, Vec<u8>)> {
-    let mut found = vec![];
-    let mut pending = vec![directory.to_owned()];
-    while let Some(next) = pending.pop() {
-        for entry in fs::read_dir(&next).expect("the directory can be read") {
-            let path = entry.expect("the directory can be read").path();
-            if path.is_dir() {
-                pending.push(path);
-            } else {
-                let name = path.strip_prefix(directory).expect("it is below").display().to_string();
-                found.push((name, fs::read(&path).unwrap_or_default()));
-            }
-        }
-    }
-    found.sort();
-    found
 }
 
 const OBJECTS: [&str; 12] = [
@@ -84,7 +53,7 @@ fn check_objects(server: &Server) {
 fn everything_is_in_the_bucket() {
     let scratch = tempfile::tempdir().expect("a temporary directory");
     let plan = Plan::in_directory(scratch.path());
-    let server = start(&plan);
+    let server = plan.started();
     let mut root = server.connect().expect("it is ready");
     for statement in OBJECTS {
         root.query_drop(statement).unwrap_or_else(|error| panic!("{statement}: {error}"));
@@ -95,7 +64,7 @@ fn everything_is_in_the_bucket() {
     // A clean stop, the same directory.
     let ended = server.stop();
     assert_eq!(ended.code(), 0, "{}", ended.said);
-    let mut server = start(&plan);
+    let mut server = plan.started();
     check_objects(&server);
 
     // kill -9, the same directory: nothing acknowledged is lost, up to the last moment.
@@ -105,7 +74,7 @@ fn everything_is_in_the_bucket() {
         .query_drop("INSERT INTO shop.log (what) VALUES ('last words')")
         .expect("a row");
     server.kill();
-    let server = start(&plan);
+    let server = plan.started();
     let words = "SELECT what FROM shop.log WHERE what = 'last words'";
     assert_eq!(column(&mut server.connect().expect("it is ready"), words), ["last words"]);
     check_objects(&server);
@@ -114,94 +83,24 @@ fn everything_is_in_the_bucket() {
     let ended = server.stop();
     assert_eq!(ended.code(), 0, "{}", ended.said);
     fs::remove_dir_all(&plan.data).expect("the data directory can be deleted");
-    let mut server = start(&plan);
+    let mut server = plan.started();
     check_objects(&server);
 
     // kill -9 and no directory, two seconds after the last change: all is there.
     std::thread::sleep(Duration::from_secs(2));
     server.kill();
     fs::remove_dir_all(&plan.data).expect("the data directory can be deleted");
-    let server = start(&plan);
+    let server = plan.started();
     check_objects(&server);
     drop(server);
 
     // Only the local cache of definitions is gone.
-    for file in files_below(&plan.data.join("server")) {
-        if file.0.ends_with(".frm") {
-            fs::remove_file(plan.data.join("server").join(file.0)).expect("a cache may be deleted");
+    for file in files_below(&plan.data.join("server")).into_keys() {
+        if file.ends_with(".frm") {
+            fs::remove_file(plan.data.join("server").join(file)).expect("a cache may be deleted");
         }
     }
-    check_objects(&start(&plan));
-}
-
-#[test]
-fn the_newer_server_takes_over_and_the_older_one_says_so() {
-    let scratch = tempfile::tempdir().expect("a temporary directory");
-    let plan = Plan::in_directory(scratch.path());
-    let older = start(&plan);
-    let mut connection = older.connect().expect("it is ready");
-    connection.query_drop("CREATE DATABASE d").expect("a database");
-    connection.query_drop("CREATE TABLE d.t (id INT PRIMARY KEY)").expect("a table");
-    connection.query_drop("INSERT INTO d.t VALUES (1)").expect("a row");
-    std::thread::sleep(Duration::from_millis(1_500));
-    let newer = start(&Plan { data: scratch.path().join("other"), ..plan.clone() });
-    newer
-        .connect()
-        .expect("it is ready")
-        .query_drop("INSERT INTO d.t VALUES (2)")
-        .expect("the newer one writes");
-    // The older one may still acknowledge this one: it notices at its next write to the bucket.
-    let unnoticed = connection.query_drop("INSERT INTO d.t VALUES (3)");
-    let ended = older.wait(Duration::from_secs(20)).expect("the older one ends by itself");
-    assert_eq!(ended.code(), 3, "{}", ended.said);
-    assert!(ended.said.contains("fenced") && ended.said.contains("epoch"), "{}", ended.said);
-    assert!(unnoticed.is_ok() || connection.query_drop("SELECT 1").is_err());
-    let rows =
-        column(&mut newer.connect().expect("it is ready"), "SELECT CAST(id AS CHAR) FROM d.t ORDER BY id");
-    assert_eq!(rows, ["1", "2"]);
-}
-
-#[test]
-fn a_server_stopped_in_the_middle_of_a_flush_damages_nothing_when_it_resumes() {
-    let scratch = tempfile::tempdir().expect("a temporary directory");
-    let mut plan = Plan::in_directory(scratch.path());
-    plan.server_options.push("--cistern-memtable-size=1M".into());
-    let older = start(&plan);
-    oracle::prepare(&mut older.connect().expect("it is ready")).expect("tables can be made");
-    let writers = Writers::start(older.port(), vec![Memory::default(); 4]);
-    std::thread::sleep(Duration::from_secs(4));
-    let pid = older.mariadbd_pid().expect("it runs");
-    kill_process(pid, Signal::STOP).expect("our own process");
-    let before = files_below(&scratch.path().join("bucket"));
-    let newer = start(&Plan { data: scratch.path().join("other"), ..plan.clone() });
-    let mut connection = newer.connect().expect("it is ready");
-    connection
-        .query_drop("CREATE TABLE crash.after_takeover (id INT PRIMARY KEY)")
-        .expect("the newer one writes");
-    connection.query_drop("INSERT INTO crash.after_takeover VALUES (1), (2)").expect("the newer one writes");
-    std::thread::sleep(Duration::from_millis(1_500));
-    let published = files_below(&scratch.path().join("bucket"));
-    kill_process(pid, Signal::CONT).expect("our own process");
-    let ended = older.wait(Duration::from_secs(30)).expect("the older one ends by itself");
-    assert_eq!(ended.code(), 3, "{}", ended.said);
-    drop(writers.stop());
-    // Nothing that was there when it resumed has changed or gone, but what the newer one itself cleans away.
-    let after: std::collections::BTreeMap<_, _> =
-        files_below(&scratch.path().join("bucket")).into_iter().collect();
-    for (name, body) in published.iter().chain(&before) {
-        if let Some(now) = after.get(name) {
-            assert_eq!(now, body, "{name} was overwritten");
-        }
-    }
-    drop(connection);
-    let ended = newer.stop();
-    assert_eq!(ended.code(), 0, "{}", ended.said);
-    // The bucket alone is whole: sums add up, indexes agree.
-    let third = start(&Plan { data: scratch.path().join("third"), ..plan.clone() });
-    let mut connection = third.connect().expect("it is ready");
-    let verdict = oracle::judge(&mut connection, &mut [], None).expect("the judge can read");
-    assert_eq!(verdict.torn, 0, "{verdict:?}");
-    assert_eq!(column(&mut connection, "SELECT CAST(COUNT(*) AS CHAR) FROM crash.after_takeover"), ["2"]);
+    check_objects(&plan.started());
 }
 
 #[test]
@@ -223,7 +122,7 @@ fn the_first_accounts_are_those_of_the_environment() {
         ("MYSQL_PASSWORD", "pw"),
     ];
     plan.environment = variables.map(|(key, value)| (key.to_owned(), value.to_owned())).to_vec();
-    let server = start(&plan);
+    let server = plan.started();
     let login = |user: &str, password: &str| {
         let options =
             OptsBuilder::new().ip_or_hostname(Some("127.0.0.1")).tcp_port(server.port()).prefer_socket(false);
@@ -246,7 +145,7 @@ fn the_first_accounts_are_those_of_the_environment() {
 #[test]
 fn without_a_password_root_is_for_this_machine_and_a_dump_for_innodb_loads_with_a_warning() {
     let scratch = tempfile::tempdir().expect("a temporary directory");
-    let server = start(&Plan::in_directory(scratch.path()));
+    let server = Plan::in_directory(scratch.path()).started();
     let mut root = server.connect().expect("it is ready");
     let hosts = column(&mut root, "SELECT Host FROM mysql.global_priv WHERE User = 'root' ORDER BY Host");
     assert_eq!(hosts, ["127.0.0.1", "::1", "localhost"]);
@@ -262,7 +161,7 @@ fn without_a_password_root_is_for_this_machine_and_a_dump_for_innodb_loads_with_
 fn bad_input_is_refused_by_name_and_nothing_is_lost() {
     let scratch = tempfile::tempdir().expect("a temporary directory");
     let plan = Plan::in_directory(scratch.path());
-    let server = start(&plan);
+    let server = plan.started();
     let mut root = server.connect().expect("it is ready");
     root.query_drop("CREATE DATABASE d").expect("a database");
     root.query_drop("CREATE TABLE d.t (id INT PRIMARY KEY)").expect("a table");
@@ -272,7 +171,7 @@ fn bad_input_is_refused_by_name_and_nothing_is_lost() {
     let bucket = scratch.path().join("bucket");
 
     let wrong = |bucket: &str| {
-        refused(&Plan { bucket: bucket.to_owned(), data: scratch.path().join("w"), ..plan.clone() })
+        Plan { bucket: bucket.to_owned(), data: scratch.path().join("w"), ..plan.clone() }.refused()
     };
     let ended = wrong("ftp://somewhere");
     assert_eq!(ended.code(), 2, "{}", ended.said);
@@ -283,7 +182,7 @@ fn bad_input_is_refused_by_name_and_nothing_is_lost() {
 
     // A data directory that is a file.
     fs::write(scratch.path().join("file"), "x").expect("a file");
-    let ended = refused(&Plan { data: scratch.path().join("file"), ..plan.clone() });
+    let ended = Plan { data: scratch.path().join("file"), ..plan.clone() }.refused();
     assert_eq!(ended.code(), 2, "{}", ended.said);
 
     // A manifest object with a flipped bit, then one of a version of tomorrow: refused by name, and unharmed once mended.
@@ -295,7 +194,7 @@ fn bad_input_is_refused_by_name_and_nothing_is_lost() {
         let mut bytes = body.clone();
         change(&mut bytes);
         fs::write(&path, bytes).expect("the bucket is ours");
-        let ended = refused(&Plan { data: scratch.path().join("x"), ..plan.clone() });
+        let ended = Plan { data: scratch.path().join("x"), ..plan.clone() }.refused();
         fs::remove_dir_all(scratch.path().join("x")).expect("it was made");
         assert_eq!(ended.code(), 2, "{}", ended.said);
         assert!(ended.said.contains("manifest"), "{}", ended.said);
@@ -306,7 +205,7 @@ fn bad_input_is_refused_by_name_and_nothing_is_lost() {
     });
     damage(&|bytes| bytes.truncate(bytes.len() / 2));
     fs::write(&path, body).expect("the bucket is ours");
-    let server = start(&Plan { data: scratch.path().join("y"), ..plan.clone() });
+    let server = Plan { data: scratch.path().join("y"), ..plan.clone() }.started();
     assert_eq!(
         column(&mut server.connect().expect("ready"), "SELECT CAST(COUNT(*) AS CHAR) FROM d.t"),
         ["2"]
@@ -318,7 +217,7 @@ fn no_secret_is_on_a_command_line_or_in_a_variable() {
     let scratch = tempfile::tempdir().expect("a temporary directory");
     let mut plan = Plan::in_directory(scratch.path());
     plan.environment = vec![("AWS_SECRET_ACCESS_KEY".into(), "s3cr3tv4lue".into())];
-    let server = start(&plan);
+    let server = plan.started();
     let command =
         fs::read(format!("/proc/{}/cmdline", server.mariadbd_pid().expect("it runs").as_raw_nonzero()));
     assert!(!String::from_utf8_lossy(&command.expect("our own process")).contains("s3cr3tv4lue"));
@@ -335,13 +234,13 @@ fn a_start_leaves_the_temporary_tables_of_other_servers_alone() {
     for directory in [&first, &second] {
         fs::create_dir(directory).expect("a directory");
     }
-    let first = start(&Plan::in_directory(&first));
+    let first = Plan::in_directory(&first).started();
     let mut root = first.connect().expect("it is ready");
     // mariadbd deletes every #sql… file in its tmpdir when it starts.
     let own: Option<String> = root.query_first("SELECT @@tmpdir").expect("a variable");
     let file = Path::new(&own.expect("a value")).join("#sql-temptable-of-the-first");
     fs::write(&file, "x").expect("a temporary directory can be written");
-    let second = start(&Plan::in_directory(&second));
+    let second = Plan::in_directory(&second).started();
     second.connect().expect("it is ready").query_drop("SELECT 1").expect("it answers");
     assert!(file.exists(), "the second server deleted a file of the first");
 }
@@ -352,6 +251,6 @@ fn make_run_works_in_a_fresh_clone() {
     let scratch = tempfile::tempdir().expect("a temporary directory");
     let data = scratch.path().join("data");
     let bucket = format!("file://{}", data.join("bucket").display());
-    let server = start(&Plan { bucket, data, ..Plan::in_directory(scratch.path()) });
+    let server = Plan { bucket, data, ..Plan::in_directory(scratch.path()) }.started();
     assert_eq!(column(&mut server.connect().expect("it is ready"), "SELECT 'here'"), ["here"]);
 }

@@ -63,7 +63,7 @@ fn main() -> ExitCode {
     }
     let window = Duration::from_millis(arguments.window_ms);
     let mut random = arguments.seed;
-    let mut memories = vec![Memory::default(); arguments.writers];
+    let mut memories = Memory::of(0..arguments.writers as u64);
     let (mut total, mut restarts) = (Verdict::default(), vec![]);
     let mut server = plan.start().expect("the first start works");
     oracle::prepare(&mut server.connect().expect("it is ready")).expect("tables can be made");
