@@ -4,15 +4,15 @@
 //! * It reads one view at one seqno from `open` to `close`, whatever is flushed or compacted meanwhile.
 //! * Moving off the end leaves it on nothing; then only a seek is of use.
 //! * After a seek within a prefix the runs that hold nothing of it are left out. A step that leaves the prefix takes them in again.
-//! * A step forward copies the key and nothing else. A step back copies the value too: of several versions the visible
-//!   one is known only when the next has been seen.
+//! * A step forward copies nothing. A step back copies key and value: of several versions the visible one is known only
+//!   when the next has been seen.
 
 use std::sync::Arc;
 
 use crate::engine::Engine;
 use crate::first_part::{Probe, successor};
 use crate::merge::{AnySource, Merge};
-use crate::source::Source;
+use crate::source::{STEPS_MAX, Source};
 use crate::txn::{ReadAs, Txn};
 use crate::view::View;
 use crate::{Error, Kind, OpKind, Result, Seqno, TreeId, tree_of};
@@ -26,10 +26,8 @@ pub struct Cursor {
     place: Place,
     /// The last seek was for these keys alone.
     within: Option<Within>,
-    /// Tree id and key of the entry it stands on.
+    /// Tree id and key that a seek goes to, and on the way back of the entry it stands on.
     key: Vec<u8>,
-    /// A key of which no further version is of interest.
-    passed: Vec<u8>,
     /// Its value, on the way back.
     value: Vec<u8>,
 }
@@ -39,6 +37,8 @@ struct Open {
     view: Arc<View>,
     tree: TreeId,
     prefix: [u8; 4],
+    /// The first key behind the tree.
+    end: [u8; 4],
     at: Seqno,
     /// `Txn::round` that the own writes belong to.
     round: u64,
@@ -47,6 +47,8 @@ struct Open {
 /// Keys that start with `prefix`; as in [`Probe`].
 struct Within {
     prefix: Vec<u8>,
+    /// The first key behind them.
+    end: Vec<u8>,
     hash: Option<u64>,
 }
 
@@ -61,8 +63,6 @@ enum Place {
 
 /// The seqno of own writes.
 const OWN: Seqno = Seqno(u64::MAX);
-/// Versions of one key, or newer than the snapshot, that are stepped over before a seek is cheaper.
-const STEPS_MAX: usize = 24;
 
 impl Cursor {
     /// A closed cursor.
@@ -74,7 +74,6 @@ impl Cursor {
             place: Place::Nothing,
             within: None,
             key: Vec::new(),
-            passed: Vec::new(),
             value: Vec::new(),
         }
     }
@@ -83,7 +82,8 @@ impl Cursor {
     /// is waited for afterwards is read again with [`Txn::get`].
     pub fn open(&mut self, txn: &mut Txn, tree: TreeId, read: ReadAs) -> Result<()> {
         let (view, at) = txn.view_at(read);
-        self.open = Some(Open { view, tree, prefix: tree.0.to_be_bytes(), at, round: txn.round() });
+        let end = tree.0.checked_add(1).expect("tree ids stay below 2^32 - 1").to_be_bytes();
+        self.open = Some(Open { view, tree, prefix: tree.0.to_be_bytes(), end, at, round: txn.round() });
         self.collect_sources(txn)
     }
 
@@ -127,9 +127,9 @@ impl Cursor {
 
     /// To the last entry of the tree.
     pub fn seek_last(&mut self, txn: &mut Txn) -> Result<bool> {
-        let end = self.opened()?.tree.0.checked_add(1).expect("tree ids stay below 2^32 - 1");
+        let end = self.opened()?.end;
         self.key.clear();
-        self.key.extend_from_slice(&end.to_be_bytes());
+        self.key.extend_from_slice(&end);
         self.within = None;
         self.seek_backward(txn)
     }
@@ -145,12 +145,29 @@ impl Cursor {
     #[inline]
     pub fn next_within(&mut self, txn: &mut Txn) -> Result<bool> {
         if self.place != Place::Forward || self.opened()?.round != txn.round() {
-            self.check_stands()?;
+            self.remember_key()?;
             return self.seek_forward(txn, Seqno(0));
         }
-        std::mem::swap(&mut self.key, &mut self.passed);
+        let open = self.open.as_ref().expect("seen above");
+        let merge = &mut self.merge;
+        // While one source is alone ahead. `passing`: older versions of the key it stands on are of no interest.
+        let mut passing = true;
+        while let Some(same_key) = merge.glide() {
+            passing &= same_key;
+            if passing || !open.sees(merge.seqno()) {
+                continue;
+            }
+            if merge.kind() == OpKind::Put {
+                return Ok(true);
+            }
+            passing = true;
+        }
         self.place = Place::Nothing;
-        self.merge.next()?;
+        if passing {
+            merge.pass_key()?
+        } else {
+            merge.next()?
+        }
         self.settle_forward()
     }
 
@@ -163,7 +180,7 @@ impl Cursor {
     /// To the previous entry, unless the last seek was within a prefix that it has not.
     pub fn prev_within(&mut self, txn: &mut Txn) -> Result<bool> {
         if self.place != Place::Backward || self.opened()?.round != txn.round() || self.merge.stale() {
-            self.check_stands()?;
+            self.remember_key()?;
             return self.seek_backward(txn);
         }
         self.settle_backward()
@@ -175,8 +192,11 @@ impl Cursor {
     /// If it stands on nothing.
     #[inline]
     pub fn key(&self) -> &[u8] {
-        assert!(self.place != Place::Nothing, "the cursor stands on nothing");
-        &self.key[4..]
+        match self.place {
+            Place::Nothing => panic!("the cursor stands on nothing"),
+            Place::Forward => &self.merge.key()[4..],
+            Place::Backward => &self.key[4..],
+        }
     }
 
     /// Value of the entry it stands on. Valid until it moves.
@@ -196,7 +216,7 @@ impl Cursor {
     #[cold]
     fn leave_forward(&mut self, txn: &Txn) -> Result<bool> {
         let Some(within) = self.within.take() else { return Ok(false) };
-        self.key = successor(&within.prefix);
+        self.key = within.end;
         self.seek_forward(txn, OWN)
     }
 
@@ -219,11 +239,17 @@ impl Cursor {
         self.open.as_ref().ok_or_else(|| Error::new(Kind::Bug, "a closed cursor was moved"))
     }
 
-    fn check_stands(&self) -> Result<()> {
+    /// So that a seek can start from the entry it stands on.
+    fn remember_key(&mut self) -> Result<()> {
         match self.place {
-            Place::Nothing => Err(Error::new(Kind::Bug, "a cursor that stands on nothing was moved")),
-            _ => Ok(()),
+            Place::Nothing => return Err(Error::new(Kind::Bug, "a cursor that stands on nothing was moved")),
+            Place::Forward => {
+                self.key.clear();
+                self.key.extend_from_slice(self.merge.key());
+            }
+            Place::Backward => (),
         }
+        Ok(())
     }
 
     fn set_key(&mut self, key: &[u8]) -> Result<()> {
@@ -238,7 +264,7 @@ impl Cursor {
     /// The key is a prefix that a seek is for.
     fn stay_within(&mut self) {
         let hash = self.engine.store.first_parts().probe(&self.key).hash;
-        self.within = Some(Within { prefix: self.key.clone(), hash });
+        self.within = Some(Within { prefix: self.key.clone(), end: successor(&self.key), hash });
     }
 
     fn collect_sources(&mut self, txn: &Txn) -> Result<()> {
@@ -266,7 +292,6 @@ impl Cursor {
     fn seek_forward(&mut self, txn: &Txn, passing: Seqno) -> Result<bool> {
         self.refresh_own(txn)?;
         self.place = Place::Nothing;
-        self.passed.clear();
         merge_seek(&mut self.merge, &self.within, &self.key, passing)?;
         self.settle_forward()
     }
@@ -282,40 +307,34 @@ impl Cursor {
         self.settle_backward()
     }
 
-    /// From any version forward to the first that is visible, a put, and not of the key `passed` or one that is found
-    /// deleted on the way.
+    /// From any version forward to the first that is visible and a put. Versions of its key that are older than one that
+    /// was passed are not ahead any more.
     #[inline]
     fn settle_forward(&mut self) -> Result<bool> {
-        let (merge, passed, within) = (&mut self.merge, &mut self.passed, &self.within);
+        let (merge, within) = (&mut self.merge, &self.within);
         let open = self.open.as_ref().expect("a cursor moves while it is open");
-        let mut steps = 0;
+        let mut unseen = 0;
         while merge.valid() && open.holds(within, merge.key()) {
-            let of_passed = merge.key() == passed.as_slice();
-            if !of_passed && open.sees(merge.seqno()) {
+            if open.sees(merge.seqno()) {
                 if merge.kind() == OpKind::Put {
-                    self.key.clear();
-                    self.key.extend_from_slice(merge.key());
                     self.place = Place::Forward;
+                    merge.look_ahead(within.as_ref().map_or(&open.end[..], |within| &within.end));
                     return Ok(true);
                 }
-                passed.clear();
-                passed.extend_from_slice(merge.key());
-                steps = 0;
+                merge.pass_key()?;
+                unseen = 0;
+                continue;
             }
-            steps += 1;
-            if steps < STEPS_MAX {
+            unseen += 1;
+            if unseen < STEPS_MAX {
                 merge.next()?;
                 continue;
             }
-            steps = 0;
-            if of_passed {
-                merge_seek(merge, within, passed, Seqno(0))?;
-            } else {
-                // An own write of this key would have come first.
-                self.key.clear();
-                self.key.extend_from_slice(merge.key());
-                merge_seek(merge, within, &self.key, open.at)?;
-            }
+            unseen = 0;
+            // An own write of this key would have come first.
+            self.key.clear();
+            self.key.extend_from_slice(merge.key());
+            merge_seek(merge, within, &self.key, open.at)?;
         }
         Ok(false)
     }

@@ -6,12 +6,14 @@
 //!   one, sorted, so the merge stands where the first of them does.
 //! * A step moves one source and lets it sink to its place. Most versions of a table are in one deep level, so mostly
 //!   it stays first, after one comparison of two integers: cheaper than a heap, which always compares twice a level.
+//! * Where one source stays first for long, it is asked once how far ([`Merge::look_ahead`]), and glides there without a
+//!   comparison.
 
 use std::cmp::Ordering;
 
 use crate::first_part::Probe;
 use crate::memtable::MemtableIter;
-use crate::source::Source;
+use crate::source::{Source, pass_by_steps};
 use crate::sst::LevelIter;
 use crate::writeset::WriteSetIter;
 use crate::{OpKind, Result, Seqno};
@@ -26,6 +28,12 @@ pub(crate) enum AnySource {
     Level(LevelIter),
 }
 
+/// Steps that a source stays first before it is asked for how long it will.
+const STAYS_MIN: i32 = 2;
+/// Fewer free steps than this were not worth the question, and for so many steps it is not asked again.
+const FREE_MIN: usize = 4;
+const STAYS_AFTER_POOR_LOOK: i32 = -16;
+
 /// Several sorted sources as one [`Source`].
 ///
 /// After a failed step or seek it stands on nothing, and only a seek is of use.
@@ -36,13 +44,25 @@ pub struct Merge<S> {
     order: Vec<usize>,
     /// Direction of travel.
     ahead: bool,
+    /// Steps ahead for which the first source surely stays first. While it glides its head is not kept up.
+    free: usize,
+    /// For how many steps the first source has stayed first; below zero after a look ahead that was not worth it.
+    stays: i32,
     /// The key that the merge stands on and a zero byte, while sources are brought to it.
     key: Vec<u8>,
 }
 
 impl<S> Default for Merge<S> {
     fn default() -> Self {
-        Self { sources: Vec::new(), heads: Vec::new(), order: Vec::new(), ahead: true, key: Vec::new() }
+        Self {
+            sources: Vec::new(),
+            heads: Vec::new(),
+            order: Vec::new(),
+            ahead: true,
+            free: 0,
+            stays: 0,
+            key: Vec::new(),
+        }
     }
 }
 
@@ -84,6 +104,7 @@ impl<S: Source> Merge<S> {
 
     fn seek_all(&mut self, ahead: bool, mut seek: impl FnMut(&mut S) -> Result<()>) -> Result<()> {
         self.order.clear();
+        (self.free, self.stays) = (0, 0);
         self.sources.iter_mut().try_for_each(&mut seek)?;
         self.ahead = ahead;
         self.sort();
@@ -100,24 +121,94 @@ impl<S: Source> Merge<S> {
             self.order.clear();
             return Err(error);
         }
+        self.sink(0, moving);
+        self.stays = if self.order.first() == Some(&moving) { self.stays + 1 } else { self.stays.min(0) };
+        Ok(())
+    }
+
+    /// Past all versions of the key that it stands on; only on the way forward.
+    #[inline]
+    fn step_over_key(&mut self) -> Result<()> {
+        let first = *self.order.first().expect("a merge that stands on nothing was moved");
+        let mut same = 1;
+        while self.order.get(same).is_some_and(|&other| self.is_same_key(first, other)) {
+            same += 1;
+        }
+        // From the last one on, so that what is behind the one that moves is sorted.
+        for at in (0..same).rev() {
+            let moving = self.order[at];
+            if let Err(error) = self.sources[moving].pass_key() {
+                self.order.clear();
+                return Err(error);
+            }
+            self.sink(at, moving);
+        }
+        self.stays = if self.order.first() == Some(&first) { self.stays + 1 } else { self.stays.min(0) };
+        Ok(())
+    }
+
+    /// Finds the place of a source that stands at `order[at]` and has moved, behind which all is sorted.
+    #[inline]
+    fn sink(&mut self, at: usize, moving: usize) {
+        let source = &self.sources[moving];
         if !source.valid() {
-            self.order.remove(0);
-            return Ok(());
+            self.order.remove(at);
+            return;
         }
         self.heads[moving] = head(source.key());
-        let mut place = 0;
+        let mut place = at;
         while place + 1 < self.order.len() && self.is_before(self.order[place + 1], moving) {
             self.order[place] = self.order[place + 1];
             place += 1;
         }
         self.order[place] = moving;
-        Ok(())
+    }
+
+    #[inline]
+    fn is_same_key(&self, a: usize, b: usize) -> bool {
+        self.heads[a] == self.heads[b] && self.sources[a].key() == self.sources[b].key()
+    }
+
+    /// Where the same source has been first for some steps, finds out for how many more it will be, as long as keys are
+    /// below `limit`; [`Merge::glide`] then takes those. Only of use on the way forward.
+    #[inline]
+    pub(crate) fn look_ahead(&mut self, limit: &[u8]) {
+        if self.stays >= STAYS_MIN && self.free == 0 && self.ahead {
+            self.find_free(limit);
+        }
+    }
+
+    fn find_free(&mut self, limit: &[u8]) {
+        let (Some(&first), second) = (self.order.first(), self.order.get(1)) else { return };
+        let bound = second.map_or(limit, |&second| self.sources[second].key().min(limit));
+        self.free = self.sources[first].steps_before(bound);
+        self.stays = if self.free < FREE_MIN { STAYS_AFTER_POOR_LOOK } else { STAYS_MIN };
+    }
+
+    /// One of the steps that [`Merge::look_ahead`] found, and whether its key is the one of the step before. `None`: none
+    /// is left, or they are not to be trusted any more; then only [`Source::next`] goes on.
+    #[inline]
+    pub(crate) fn glide(&mut self) -> Option<bool> {
+        if self.free == 0 || self.stale() {
+            // A source that is stale is looked at again by the next step, which reads all heads anew.
+            self.free = 0;
+            return None;
+        }
+        self.free -= 1;
+        let first = self.order[0];
+        let source = &mut self.sources[first];
+        let same = source.glide();
+        if self.free == 0 {
+            self.heads[first] = head(source.key());
+        }
+        Some(same)
     }
 
     /// One step against the direction of travel so far.
     #[cold]
     fn turn(&mut self) -> Result<()> {
         let first = self.order[0];
+        (self.free, self.stays) = (0, 0);
         self.ahead = !self.ahead;
         self.bring_to_first(|source| source != first)?;
         let source = &mut self.sources[first];
@@ -132,6 +223,7 @@ impl<S: Source> Merge<S> {
     #[cold]
     fn refresh(&mut self) -> Result<()> {
         let first = self.order[0];
+        (self.free, self.stays) = (0, 0);
         self.bring_to_first(|source| source == 0)?;
         self.sort();
         debug_assert_eq!(self.order.first(), Some(&first), "a refreshed source stands behind the merge");
@@ -239,6 +331,9 @@ impl<S: Source> Source for Merge<S> {
     }
     #[inline]
     fn next(&mut self) -> Result<()> {
+        if self.glide().is_some() {
+            return Ok(());
+        }
         if !self.ahead {
             return self.turn();
         }
@@ -246,6 +341,16 @@ impl<S: Source> Source for Merge<S> {
             self.refresh()?;
         }
         self.step()
+    }
+    #[inline]
+    fn pass_key(&mut self) -> Result<()> {
+        if !self.ahead || self.free > 0 {
+            return pass_by_steps(self);
+        }
+        if self.stale() && self.order.first() != Some(&0) {
+            self.refresh()?;
+        }
+        self.step_over_key()
     }
     #[inline]
     fn prev(&mut self) -> Result<()> {
@@ -348,6 +453,17 @@ impl Source for AnySource {
     fn stale(&self) -> bool {
         whichever!(self, it => it.stale())
     }
+    #[inline]
+    fn pass_key(&mut self) -> Result<()> {
+        whichever!(self, it => it.pass_key())
+    }
+    fn steps_before(&self, key: &[u8]) -> usize {
+        whichever!(self, it => it.steps_before(key))
+    }
+    #[inline]
+    fn glide(&mut self) -> bool {
+        whichever!(self, it => it.glide())
+    }
 }
 
 #[cfg(test)]
@@ -420,6 +536,13 @@ mod tests {
         fn value(&self) -> &[u8] {
             &[]
         }
+        fn steps_before(&self, key: &[u8]) -> usize {
+            self.versions.partition_point(|(own, _)| own.as_slice() < key).saturating_sub(self.at + 1)
+        }
+        fn glide(&mut self) -> bool {
+            self.at += 1;
+            self.versions[self.at].0 == self.versions[self.at - 1].0
+        }
     }
 
     #[derive(Clone, Debug)]
@@ -427,6 +550,9 @@ mod tests {
         Seek(Vec<u8>, u64),
         SeekBefore(Vec<u8>),
         Next,
+        /// The same after a look ahead, with the limit of it.
+        Glide(Vec<u8>),
+        PassKey,
         Prev,
     }
 
@@ -444,6 +570,8 @@ mod tests {
             1 => (key(), 0_u64..6).prop_map(|(key, seqno)| Move::Seek(key, seqno)),
             1 => key().prop_map(Move::SeekBefore),
             8 => Just(Move::Next),
+            8 => key().prop_map(Move::Glide),
+            8 => Just(Move::PassKey),
             8 => Just(Move::Prev),
         ];
         prop::collection::vec(one, 0..300)
@@ -485,11 +613,23 @@ mod tests {
                         merge.next().unwrap();
                         at += 1;
                     }
+                    Move::Glide(limit) if at < all.len() => {
+                        merge.look_ahead(&limit);
+                        at += 1;
+                        match merge.glide() {
+                            Some(same) => prop_assert_eq!(same, all[at].0 == all[at - 1].0),
+                            None => merge.next().unwrap(),
+                        }
+                    }
                     Move::Prev if at < all.len() => {
                         merge.prev().unwrap();
                         at = at.wrapping_sub(1);
                     }
-                    Move::Next | Move::Prev => (),
+                    Move::PassKey if at < all.len() => {
+                        merge.pass_key().unwrap();
+                        at = all.partition_point(|(own, _)| *own <= all[at].0);
+                    }
+                    Move::Next | Move::Glide(_) | Move::PassKey | Move::Prev => (),
                 }
                 prop_assert_eq!(shown(&merge), all.get(at).cloned());
             }

@@ -5,6 +5,9 @@
 
 use crate::{OpKind, Result, Seqno};
 
+/// Versions that are stepped over one by one before a seek is cheaper.
+pub(crate) const STEPS_MAX: usize = 24;
+
 /// A position in a sorted sequence of versions.
 ///
 /// `key` and `value` stay valid until the source is moved. Moving an invalid source is a bug, except by a seek.
@@ -32,4 +35,30 @@ pub trait Source {
     fn stale(&self) -> bool {
         false
     }
+
+    /// Moves to the first version of the next key.
+    fn pass_key(&mut self) -> Result<()> {
+        pass_by_steps(self)
+    }
+    /// For how many steps forward it surely stands on keys below `key`, as far as that is told without reading anything.
+    fn steps_before(&self, _key: &[u8]) -> usize {
+        0
+    }
+    /// One of the steps that [`Source::steps_before`] counted, with no other move between; whether it led to another
+    /// version of the same key.
+    fn glide(&mut self) -> bool {
+        unreachable!("steps_before counted nothing")
+    }
+}
+
+/// [`Source::pass_key`] for whoever knows no shorter way.
+pub(crate) fn pass_by_steps(source: &mut (impl Source + ?Sized)) -> Result<()> {
+    let key = source.key().to_vec();
+    for _ in 0..STEPS_MAX {
+        source.next()?;
+        if !source.valid() || source.key() != key {
+            return Ok(());
+        }
+    }
+    source.seek(&key, Seqno(0))
 }

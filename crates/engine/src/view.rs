@@ -12,14 +12,10 @@ use crate::engine::Estimate;
 use crate::first_part::successor;
 use crate::memtable::Memtable;
 use crate::merge::{AnySource, Merge};
-use crate::source::Source;
 use crate::sst::{self, LevelIter, Purpose, find_in_run};
 use crate::store::SstStore;
 use crate::version::{Run, Version, overlapping};
 use crate::{OpKind, Result, Seqno, TreeId};
-
-/// Up to so many versions an estimate counts.
-const COUNTED_MAX: u64 = 64;
 
 /// Everything that can be read.
 #[derive(Clone)]
@@ -97,8 +93,8 @@ impl View {
         }
     }
 
-    /// About how much of `tree` lies between two full keys of it. A few entries are counted; what can not be read counts
-    /// as nothing.
+    /// About how much of `tree` lies between two full keys of it, old versions too. A few are counted; what can not be
+    /// read counts as nothing.
     pub(crate) fn estimate(
         &self,
         store: &Arc<SstStore>,
@@ -114,60 +110,10 @@ impl View {
         if from > to || self.dropped.contains(&tree) {
             return Estimate::default();
         }
-        match self.count(store, tree, low, high) {
-            Some(counted) => counted,
-            None => {
-                let judged = self.judge(store, from, to, low, high);
-                Estimate { entries: judged.entries.max(COUNTED_MAX), bytes: judged.bytes.max(COUNTED_MAX) }
-            }
-        }
-    }
-
-    /// `None`: there are many, or they can not be read.
-    fn count(
-        &self,
-        store: &Arc<SstStore>,
-        tree: TreeId,
-        low: Bound<&[u8]>,
-        high: Bound<&[u8]>,
-    ) -> Option<Estimate> {
-        let mut merge = Merge::new();
-        self.add_sources(store, tree, &mut merge);
-        let (from, newest) = match low {
-            Bound::Included(key) => (key, Seqno(u64::MAX)),
-            Bound::Excluded(key) => (key, Seqno(0)),
-            Bound::Unbounded => return None,
-        };
-        merge.seek_within(from, newest, &store.first_parts().probe(common_prefix(from, high))).ok()?;
-        let mut estimate = Estimate::default();
-        while merge.valid() {
-            let key = merge.key();
-            let inside = match high {
-                Bound::Included(high) => key <= high,
-                Bound::Excluded(high) => key < high,
-                Bound::Unbounded => return None,
-            };
-            if !inside {
-                break;
-            }
-            if estimate.entries == COUNTED_MAX {
-                return None;
-            }
-            estimate.entries += 1;
-            estimate.bytes += (key.len() + merge.value().len()) as u64;
-            merge.next().ok()?;
-        }
-        Some(estimate)
-    }
-
-    fn judge(
-        &self,
-        store: &Arc<SstStore>,
-        from: &[u8],
-        to: &[u8],
-        low: Bound<&[u8]>,
-        high: Bound<&[u8]>,
-    ) -> Estimate {
+        let probe = store.first_parts().probe(common_prefix(from, high));
+        let edge = |key, inside: bool| (key, if inside { Seqno(u64::MAX) } else { Seqno(0) });
+        let edges =
+            (edge(from, matches!(low, Bound::Included(_))), edge(to, matches!(high, Bound::Excluded(_))));
         let mut estimate = Estimate::default();
         // A memtable looks into the one tree that the low end is in, and wants the high end there too.
         let high = if to[..4] == from[..4] { high } else { Bound::Unbounded };
@@ -181,7 +127,8 @@ impl View {
             if from <= &*meta.first_key && &*meta.last_key < to {
                 estimate.entries += meta.entries;
                 estimate.bytes += meta.bytes;
-            } else if let Ok((entries, bytes)) = store.open(meta).and_then(|sst| sst::estimate(sst, from, to))
+            } else if let Ok((entries, bytes)) =
+                store.open(meta).and_then(|sst| sst::estimate(sst, &probe, edges.0, edges.1))
             {
                 estimate.entries += entries;
                 estimate.bytes += bytes;

@@ -339,6 +339,12 @@ impl Source for WriteSetIter {
         self.settle_forward()
     }
 
+    /// It shows one version of a key.
+    #[inline]
+    fn pass_key(&mut self) -> Result<()> {
+        self.next()
+    }
+
     #[inline]
     fn prev(&mut self) -> Result<()> {
         if !self.stale() {

@@ -197,7 +197,18 @@ struct KeyInt {
 impl KeyInt {
     #[inline]
     fn copy(&self, key: &[u8], to: &mut [u8]) {
-        if self.reversed {
+        if let (true, Some(key), Some(to)) = (self.reversed, key.first_chunk(), to.first_chunk_mut::<4>())
+            && self.bytes == 4
+        {
+            let flips = u32::from_be_bytes([self.flip; 4]) ^ u32::from(self.sign) << 24;
+            *to = (u32::from_be_bytes(*key) ^ flips).to_le_bytes();
+        } else if let (true, Some(key), Some(to)) =
+            (self.reversed, key.first_chunk(), to.first_chunk_mut::<8>())
+            && self.bytes == 8
+        {
+            let flips = u64::from_be_bytes([self.flip; 8]) ^ u64::from(self.sign) << 56;
+            *to = (u64::from_be_bytes(*key) ^ flips).to_le_bytes();
+        } else if self.reversed {
             for (to, from) in to.iter_mut().zip(key.iter().rev()) {
                 *to = from ^ self.flip;
             }

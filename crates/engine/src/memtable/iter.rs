@@ -146,6 +146,24 @@ impl Source for MemtableIter {
     fn value(&self) -> &[u8] {
         self.record().value()
     }
+
+    #[inline]
+    fn pass_key(&mut self) -> Result<()> {
+        self.next_key();
+        Ok(())
+    }
+
+    fn steps_before(&self, key: &[u8]) -> usize {
+        let ahead = &self.walk.records[self.walk.at + 1..self.walk.count];
+        ahead.partition_point(|&held| held.is_some_and(|held| record(&self.memtable, held).key() < key))
+    }
+
+    #[inline]
+    fn glide(&mut self) -> bool {
+        let from = self.walk.record(&self.memtable);
+        self.walk.next(&self.memtable);
+        self.walk.record(&self.memtable).key() == from.key()
+    }
 }
 
 /// Every version of a borrowed memtable in order.

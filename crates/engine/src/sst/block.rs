@@ -139,6 +139,13 @@ impl Block {
         &self.bytes[row.key_end as usize..row.value_end as usize]
     }
 
+    /// Whether a row, which is not the first, is another version of the key of the row before it.
+    #[inline]
+    pub(crate) fn same_key_as_before(&self, row: usize, at: &Row) -> bool {
+        let prefixes = self.prefixes();
+        prefixes[row] == prefixes[row - 1] && self.key(at) == self.key(&self.row(row - 1))
+    }
+
     /// The first row at or after (`key`, `seqno`); `rows()` if there is none.
     #[inline]
     pub(crate) fn lower_bound(&self, key: &[u8], seqno: Seqno) -> usize {

@@ -9,7 +9,7 @@ use super::block::{Block, Row};
 use super::reader::{PartitionBody, Purpose, Sst, Window, handle_at};
 use crate::cache::Held;
 use crate::first_part::Probe;
-use crate::source::Source;
+use crate::source::{Source, pass_by_steps};
 use crate::store::SstStore;
 use crate::version::Run;
 use crate::{Error, Kind, OpKind, Result, Seqno};
@@ -97,6 +97,26 @@ impl SstIter {
     fn stand_at(&mut self, number: usize) {
         self.number = number;
         self.row = self.data.as_ref().expect("a block was entered").row(number);
+    }
+
+    /// To the first version of the next key, if that is in this block; else to the last of this one.
+    #[inline]
+    fn pass_key_in_block(&mut self) -> bool {
+        let data = self.data.as_ref().expect("the iterator is valid");
+        for number in self.number + 1..self.rows {
+            let row = data.row(number);
+            let same = data.same_key_as_before(number, &row);
+            (self.number, self.row) = (number, row);
+            if !same {
+                return true;
+            }
+        }
+        false
+    }
+
+    #[cold]
+    fn pass_key_and_block(&mut self) -> Result<()> {
+        pass_by_steps(self)
     }
 
     fn leave(&mut self) {
@@ -234,6 +254,24 @@ impl Source for SstIter {
     fn value(&self) -> &[u8] {
         self.data.as_ref().expect("the iterator is valid").value(&self.row)
     }
+
+    #[inline]
+    fn pass_key(&mut self) -> Result<()> {
+        if self.pass_key_in_block() { Ok(()) } else { self.pass_key_and_block() }
+    }
+
+    fn steps_before(&self, key: &[u8]) -> usize {
+        let data = self.data.as_ref().expect("the iterator is valid");
+        data.lower_bound(key, Seqno(u64::MAX)).saturating_sub(self.number + 1)
+    }
+
+    #[inline]
+    fn glide(&mut self) -> bool {
+        let data = self.data.as_ref().expect("the iterator is valid");
+        self.number += 1;
+        self.row = data.row(self.number);
+        data.same_key_as_before(self.number, &self.row)
+    }
 }
 
 /// A position in a run: its ssts one after the other, opened when they are reached.
@@ -292,6 +330,11 @@ impl LevelIter {
         iter.change_sst(sst, forward);
         self.at = at;
         if forward { iter.seek_first() } else { iter.seek_last() }
+    }
+
+    #[cold]
+    fn pass_key_and_block(&mut self) -> Result<()> {
+        pass_by_steps(self)
     }
 
     #[inline]
@@ -367,25 +410,52 @@ impl Source for LevelIter {
     fn value(&self) -> &[u8] {
         self.current().value()
     }
+
+    #[inline]
+    fn pass_key(&mut self) -> Result<()> {
+        if self.iter.as_mut().expect("a step comes after a seek").pass_key_in_block() {
+            return Ok(());
+        }
+        self.pass_key_and_block()
+    }
+
+    fn steps_before(&self, key: &[u8]) -> usize {
+        self.current().steps_before(key)
+    }
+
+    #[inline]
+    fn glide(&mut self) -> bool {
+        self.iter.as_mut().expect("the iterator is valid").glide()
+    }
 }
 
-/// About how many versions of `sst` lie in `low..high`, and their bytes: counted if they lie in one or two blocks
-/// (which are read, for the query that asks will need them), else told from the index.
-pub(crate) fn estimate(sst: &Arc<Sst>, low: &[u8], high: &[u8]) -> Result<(u64, u64)> {
-    if low >= high {
+/// A place between versions: before the first one at or after (key, seqno).
+pub(crate) type Edge<'a> = (&'a [u8], Seqno);
+
+/// About how many versions of `sst` lie between two edges, and their bytes: counted if they lie in one block or in two
+/// neighbours (which are read, for the query that asks will need them), else told from the index. All keys between them
+/// start with the probe's prefix.
+pub(crate) fn estimate(sst: &Sst, probe: &Probe<'_>, low: Edge<'_>, high: Edge<'_>) -> Result<(u64, u64)> {
+    if low.0 > high.0 || !sst.may_hold(probe)? {
         return Ok((0, 0));
     }
-    let (from, to) = (sst.rank(low)?, sst.rank(high)?);
-    if to.block > from.block + 1 {
-        return Ok((to.entries - from.entries, to.bytes - from.bytes));
+    let Some(from) = sst.find_block(low.0)? else { return Ok((0, 0)) };
+    let to = sst.find_block(high.0)?;
+    let (before, until) = (sst.rank(Some(&from)), sst.rank(to.as_ref()));
+    if until.block > before.block + 1 {
+        return Ok((until.entries - before.entries, until.bytes - before.bytes));
     }
-    let mut iter = SstIter::new(Arc::clone(sst), Purpose::Query);
-    iter.seek(low, Seqno(u64::MAX))?;
-    let (mut entries, mut bytes) = (0, 0);
-    while iter.valid() && iter.key() < high {
-        entries += 1;
-        bytes += (iter.key().len() + iter.value().len()) as u64;
-        iter.next()?;
+    let share = |block: &Block, rows: usize| (block.bytes() * rows / block.rows()) as u64;
+    let first = sst.block(&from)?;
+    let start = first.lower_bound(low.0, low.1);
+    let end = if until.block == before.block { first.lower_bound(high.0, high.1) } else { first.rows() };
+    let rows = end.saturating_sub(start);
+    let (mut entries, mut bytes) = (rows as u64, share(&first, rows));
+    if let Some(to) = to.filter(|_| until.block > before.block) {
+        let second = sst.block(&to)?;
+        let rows = second.lower_bound(high.0, high.1);
+        entries += rows as u64;
+        bytes += share(&second, rows);
     }
     Ok((entries, bytes))
 }

@@ -131,10 +131,14 @@ impl Sst {
                 return None;
             }
             let block = body.index.lower_bound(full_key, Seqno(u64::MAX));
-            (block < body.index.rows()).then(|| (block, handle_at(&body.index, block)))
+            (block < body.index.rows()).then(|| BlockPlace {
+                partition,
+                block,
+                handle: handle_at(&body.index, block),
+            })
         })?;
-        let Some((number, handle)) = place else { return Ok(None) };
-        let block = self.block(partition, number, handle)?;
+        let Some(place) = place else { return Ok(None) };
+        let block = self.block(&place)?;
         let row = block.lower_bound(full_key, at);
         if row < block.rows() {
             return Ok(found(block, row, full_key));
@@ -142,7 +146,7 @@ impl Sst {
         if block.key(&block.row(row - 1)) != full_key {
             return Ok(None);
         }
-        self.get_from_next_block(partition, number, full_key, at)
+        self.get_from_next_block(partition, place.block, full_key, at)
     }
 
     /// Every version in that block was too new, and older ones may follow in the next one.
@@ -163,7 +167,7 @@ impl Sst {
                 }
             }
             let handle = self.with_partition(partition, |body| handle_at(&body.index, block))?;
-            let data = self.block(partition, block, handle)?;
+            let data = self.block(&BlockPlace { partition, block, handle })?;
             let row = data.lower_bound(full_key, at);
             if row < data.rows() {
                 return Ok(found(data, row, full_key));
@@ -203,19 +207,26 @@ impl Sst {
         Ok(filter.may_contain(tree.0, hash))
     }
 
-    /// About how many versions sort before `full_key`, from the index alone, and how many bytes they take.
-    pub(crate) fn rank(&self, full_key: &[u8]) -> Result<Rank> {
+    /// The block that the first version at or after `full_key` is in; `None`: all sort before it.
+    pub(super) fn find_block(&self, full_key: &[u8]) -> Result<Option<BlockPlace>> {
         let partition = self.top.lower_bound(full_key, Seqno(u64::MAX));
         if partition == self.partitions.len() {
-            return Ok(Rank { block: self.blocks, entries: self.entries, bytes: self.data_bytes });
+            return Ok(None);
         }
-        let (block, handle) = self.with_partition(partition, |body| {
+        self.with_partition(partition, |body| {
             let block = body.index.lower_bound(full_key, Seqno(u64::MAX)).min(body.index.rows() - 1);
-            (block, handle_at(&body.index, block))
-        })?;
-        let number = self.partitions[partition].first_block + block as u32;
-        let entries = self.entries as u128 * u128::from(number) / u128::from(self.blocks);
-        Ok(Rank { block: number, entries: entries as u64, bytes: handle.offset })
+            Some(BlockPlace { partition, block, handle: handle_at(&body.index, block) })
+        })
+    }
+
+    /// About what lies before a block, or before the end.
+    pub(super) fn rank(&self, place: Option<&BlockPlace>) -> Rank {
+        let Some(place) = place else {
+            return Rank { block: self.blocks, entries: self.entries, bytes: self.data_bytes };
+        };
+        let block = self.partitions[place.partition].first_block + place.block as u32;
+        let entries = self.entries as u128 * u128::from(block) / u128::from(self.blocks);
+        Rank { block, entries: entries as u64, bytes: place.handle.offset }
     }
 
     pub(super) fn partitions(&self) -> usize {
@@ -281,7 +292,8 @@ impl Sst {
 
     /// A data block, from the cache or fetched into it.
     #[inline]
-    fn block(&self, partition: usize, block: usize, handle: Handle) -> Result<Arc<Held<Block>>> {
+    pub(super) fn block(&self, place: &BlockPlace) -> Result<Arc<Held<Block>>> {
+        let BlockPlace { partition, block, handle } = *place;
         if let Some(held) = &*self.slots.block(partition, block).look() {
             self.cache.count_hit();
             return Ok(Arc::clone(held));
@@ -360,12 +372,21 @@ impl Sst {
     }
 }
 
-/// What [`Sst::rank`] found: the block a key would be in, and what lies before that block.
+/// Which data block.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Rank {
-    pub(crate) block: u32,
-    pub(crate) entries: u64,
-    pub(crate) bytes: u64,
+pub(super) struct BlockPlace {
+    partition: usize,
+    /// Within the partition.
+    block: usize,
+    handle: Handle,
+}
+
+/// What [`Sst::rank`] found: the number of the block among all, and about what lies before it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rank {
+    pub(super) block: u32,
+    pub(super) entries: u64,
+    pub(super) bytes: u64,
 }
 
 /// What the end of an sst says, checked.

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::cache::BlockCache;
 use crate::disk::SimDisk;
-use crate::first_part::{FirstPart, FirstParts};
+use crate::first_part::{FirstPart, FirstParts, Probe};
 use crate::source::Source;
 use crate::store::{ByteSource, SstStore, StoreParts};
 use crate::version::SstMeta;
@@ -187,7 +187,9 @@ proptest! {
         let sst = open(&meta, bytes, 1 << 20).unwrap();
         let (low, high) = (&a.get(&versions).0, &b.get(&versions).0);
         let truth = versions.iter().filter(|v| low <= &v.0 && &v.0 < high).count() as u64;
-        let (entries, bytes) = estimate(&sst, low, high).unwrap();
+        let newest = Seqno(u64::MAX);
+        let all = Probe { prefix: &[0; 4], tree: TreeId(0), hash: None };
+        let (entries, bytes) = estimate(&sst, &all, (low, newest), (high, newest)).unwrap();
         // Blocks hold at most a dozen of these rows; an even spread between them is assumed.
         prop_assert!(entries.abs_diff(truth) <= 24 + truth / 2, "{} for {}", entries, truth);
         prop_assert_eq!(entries == 0, bytes == 0);
