@@ -31,6 +31,8 @@ pub(crate) enum Space {
     AutoIncrement = 3,
     /// Table id → statistics.
     Statistics = 4,
+    /// Table id → the path that it had before ALTER TABLE put it aside.
+    Origin = 5,
 }
 
 pub(crate) fn key(space: Space, name: &[u8]) -> Vec<u8> {

@@ -5,6 +5,7 @@
 //!
 //! Never here: the server's headers, foreign pointers that are followed, object storage.
 
+mod backup;
 mod catalogue;
 mod cursor;
 mod descriptor;
@@ -19,6 +20,7 @@ mod table;
 mod varint;
 mod write;
 
+pub use backup::Settled;
 pub use catalogue::Definition;
 pub use cursor::{ReadFlag, Record, RowCursor, RowLock};
 pub use descriptor::{

@@ -12,6 +12,7 @@ use std::time::Duration;
 use engine::{Cursor, Engine, LockMode, LockWait, ReadAs, Txn};
 use parking_lot::Mutex;
 
+use crate::backup::{self, Settled};
 use crate::catalogue::{CATALOGUE, FORMAT, Space, Trees, key, table_key};
 use crate::layout::Layout;
 use crate::session::Counts;
@@ -125,8 +126,7 @@ impl Store {
             if self.locked_definition(txn, to)?.is_some() {
                 return Err(Error::TableExists(to.to_owned()));
             }
-            txn.delete(CATALOGUE, &path_key(from))?;
-            Ok(txn.put(CATALOGUE, &path_key(to), &definition.encode())?)
+            move_in(txn, from, to, &definition)
         })
     }
     /// Puts new images in place of the old (in-place ALTER, partition metadata); rows are not touched, so the stored layout
@@ -260,6 +260,49 @@ impl Store {
         })
     }
 
+    /// Ends every ALTER TABLE that died between its renames and that the server knows nothing of any more: the altered table stays if it got
+    /// its name, otherwise the old one gets its name back. Returns what was done.
+    pub fn settle_backups(&self) -> Result<Vec<Settled>> {
+        let (mut paths, mut origins) = (Vec::new(), BTreeMap::new());
+        self.walk(Space::Table, b"", |path, value| {
+            if backup::is_backup(path) {
+                let definition = Definition::decode(path, value)?;
+                origins.insert(path.to_owned(), self.origin(definition.table)?);
+            }
+            paths.push(path.to_owned());
+            Ok(())
+        })?;
+        let settled = backup::settle(&paths, &origins);
+        for end in &settled {
+            self.carry_out(end)?;
+        }
+        Ok(settled)
+    }
+
+    /// In one transaction, so that the parts of a table never are of different ages.
+    fn carry_out(&self, end: &Settled) -> Result<()> {
+        let dropped = self.change(|txn| {
+            let dropped =
+                end.drop.iter().map(|path| self.drop_in(txn, path)).collect::<Result<Vec<u64>>>()?;
+            for (from, to) in &end.rename {
+                let definition =
+                    self.locked_definition(txn, from)?.ok_or_else(|| Error::NoSuchTable(from.clone()))?;
+                move_in(txn, from, to, &definition)?;
+            }
+            Ok(dropped)
+        })?;
+        let mut states = self.states.lock();
+        dropped.iter().for_each(|table| drop(states.remove(table)));
+        Ok(())
+    }
+
+    fn origin(&self, table: u64) -> Result<Option<String>> {
+        let key = table_key(Space::Origin, table);
+        let name = self.read(|txn| Ok(txn.get(CATALOGUE, &key, ReadAs::Newest, <[u8]>::to_vec)?))?;
+        let text = name.map(String::from_utf8).transpose();
+        text.map_err(|_| Error::Corrupt("the origin of a table is not UTF-8".to_owned()))
+    }
+
     /// Gives a table new, empty trees.
     pub(crate) fn truncate(&self, path: &str) -> Result<Trees> {
         self.change(|txn| {
@@ -314,6 +357,9 @@ impl Store {
         txn.delete(CATALOGUE, &path_key(path))?;
         txn.delete(CATALOGUE, &table_key(Space::AutoIncrement, definition.table))?;
         txn.delete(CATALOGUE, &table_key(Space::Statistics, definition.table))?;
+        if backup::is_backup(path) {
+            txn.delete(CATALOGUE, &table_key(Space::Origin, definition.table))?;
+        }
         Ok(definition.table)
     }
 
@@ -345,6 +391,18 @@ fn claim(txn: &mut Txn, trees: &Trees) -> Result<()> {
         txn.delete(tree, &[])?;
     }
     Ok(())
+}
+
+/// Gives a table another path. What is put aside remembers where it was.
+fn move_in(txn: &mut Txn, from: &str, to: &str, definition: &Definition) -> Result<()> {
+    let origin = table_key(Space::Origin, definition.table);
+    match (backup::is_backup(from), backup::is_backup(to)) {
+        (false, true) => txn.put(CATALOGUE, &origin, from.as_bytes())?,
+        (true, false) => txn.delete(CATALOGUE, &origin)?,
+        _ => (),
+    }
+    txn.delete(CATALOGUE, &path_key(from))?;
+    Ok(txn.put(CATALOGUE, &path_key(to), &definition.encode())?)
 }
 
 fn definition_in(txn: &mut Txn, path: &str) -> Result<Option<Definition>> {

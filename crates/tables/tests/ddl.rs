@@ -301,3 +301,33 @@ fn a_garbled_definition_is_refused_and_named() {
         assert!(matches!(&error, Error::Corrupt(what) if what.contains("d/t")), "{error}");
     }
 }
+
+#[test]
+fn a_table_that_an_alter_put_aside_gets_its_name_back_or_goes() {
+    let store = store();
+    let make = |path: &str| store.create(path, &numbered().descriptor(), images(b""), 0).unwrap();
+    let id = |path: &str| store.definition(path).unwrap().map(|definition| definition.table);
+    for table in ["d/t", "d/u"] {
+        make(table);
+    }
+    let (t, u) = (id("d/t"), id("d/u"));
+    make("d/#sql-alter-1-2");
+    store.rename("d/t", "d/#sql-backup-1-2").unwrap();
+    make("d/#sql-alter-1-3");
+    store.rename("d/u", "d/#sql-backup-1-3").unwrap();
+    store.rename("d/#sql-alter-1-3", "d/u").unwrap();
+
+    let settled = restarted(&store).settle_backups().unwrap();
+    assert_eq!(settled.len(), 2);
+    assert_eq!(id("d/t"), t, "undone");
+    assert!(id("d/u").is_some() && id("d/u") != u, "done");
+    assert!(!store.exists("d/#sql-backup-1-2").unwrap() && !store.exists("d/#sql-backup-1-3").unwrap());
+    assert_eq!(store.settle_backups().unwrap(), []);
+
+    // A name that is given back is not remembered.
+    store.rename("d/t", "d/#sql-backup-1-4").unwrap();
+    store.rename("d/#sql-backup-1-4", "d/v").unwrap();
+    store.rename("d/v", "d/#sql-backup-1-4").unwrap();
+    store.settle_backups().unwrap();
+    assert_eq!((id("d/t"), id("d/v")), (None, t));
+}
