@@ -416,6 +416,12 @@ impl Engine {
         self.fence.epoch()
     }
 
+    /// True if the last writer before this start used the same local disk, and its wal is still there: nobody wrote in between, so what
+    /// else that writer left on this machine is as new as anything.
+    pub fn continues_local_wal(&self) -> bool {
+        self.report.continued_local
+    }
+
     pub(crate) fn visible(&self) -> Seqno {
         self.commits.visible()
     }

@@ -59,6 +59,8 @@ pub(crate) struct Recovered {
 pub(crate) struct Report {
     /// The epoch taken over from, if there was one.
     pub took_over_from: Option<Epoch>,
+    /// The writer taken over from was this directory's: its local wal was here, and was continued.
+    pub continued_local: bool,
     /// Slices read from the bucket.
     pub slices: usize,
     /// Transactions replayed, all in all.
@@ -204,6 +206,7 @@ impl Start {
         )?;
         let report = Report {
             took_over_from: from.map(|span| span.epoch),
+            continued_local: continued.is_some(),
             slices: chains.iter().map(|(_, chain)| chain.slices.len()).sum(),
             transactions: replay.transactions,
             local_transactions: replay.transactions - from_bucket,

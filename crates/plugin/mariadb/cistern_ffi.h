@@ -75,6 +75,9 @@ void cistern_status_text(cistern_name_sink sink, void *argument);            /* 
 void cistern_status_counters(cistern_counter_sink sink, void *argument);
 /* ---- files that the server keeps beside its tables ---- */
 int cistern_files_sync(void);          /* brings the catalogue up to what is in the data directory; cheap if nothing changed */
+int cistern_may_remove_files(cistern_bytes text, int many);   /* 1 if the statement, or one of the many that may be in the text, may */
+void cistern_statement_begins(void);   /* one that may remove files */
+int cistern_statement_ends(int changed);  /* changed: it is of a kind that changes files; brings the catalogue up to them */
 /* ---- catalogue; paths are the server's ("./db/table") ---- */
 int cistern_table_create(cistern_text path, const cistern_descriptor *descriptor, cistern_bytes frm, uint64_t auto_increment);
 int cistern_table_drop(cistern_text path);

@@ -795,19 +795,41 @@ bool ha_cistern::get_error_message(int, String *text)
   return false;
 }
 
-/* ---- audit: after each statement that may have changed a file that is not a table's ---- */
+/* ---- audit: around each statement that may change a file that is not a table's ---- */
 
-static void audit_notify(THD *thd, unsigned int event_class, const void *event)
+static bool changes_files(int command)
 {
-  if (event_class != MYSQL_AUDIT_GENERAL_CLASS || ((const struct mysql_event_general *) event)->event_subclass != MYSQL_AUDIT_GENERAL_STATUS || !cistern_hton)
-    return;
-  switch (thd_sql_command(thd)) {
+  switch (command) {
   case SQLCOM_SELECT: case SQLCOM_INSERT: case SQLCOM_UPDATE: case SQLCOM_DELETE: case SQLCOM_REPLACE: case SQLCOM_INSERT_SELECT: case SQLCOM_UPDATE_MULTI:
   case SQLCOM_DELETE_MULTI: case SQLCOM_SET_OPTION: case SQLCOM_COMMIT: case SQLCOM_ROLLBACK: case SQLCOM_BEGIN: case SQLCOM_LOAD: case SQLCOM_EMPTY_QUERY:
   case SQLCOM_SAVEPOINT: case SQLCOM_CHANGE_DB: case SQLCOM_END:
-    return;                              /* they leave the files alone */
+    return false;
   default:
-    cistern_files_sync();
+    return true;
+  }
+}
+
+static thread_local bool may_remove_files;   /* from the text's arrival to the end of its last statement */
+
+static void audit_notify(THD *thd, unsigned int event_class, const void *event)
+{
+  if (event_class != MYSQL_AUDIT_GENERAL_CLASS || !cistern_hton)
+    return;
+  const struct mysql_event_general *general= (const struct mysql_event_general *) event;
+  if (general->event_subclass == MYSQL_AUDIT_GENERAL_LOG) {
+    bool statement= !strcmp(general->general_command, "Query") || !strcmp(general->general_command, "Execute");
+    if (!may_remove_files && statement &&
+        cistern_may_remove_files(cistern_bytes{ (const uint8_t *) general->general_query, general->general_query_length }, (thd->client_capabilities & CLIENT_MULTI_STATEMENTS) != 0)) {
+      may_remove_files= true;
+      cistern_statement_begins();
+    }
+  } else if (general->event_subclass == MYSQL_AUDIT_GENERAL_STATUS) {
+    bool changed= changes_files(thd_sql_command(thd));
+    if (may_remove_files && !(thd->server_status & SERVER_MORE_RESULTS_EXISTS)) {
+      may_remove_files= false;
+      cistern_statement_ends(changed);
+    } else if (changed)
+      cistern_files_sync();
   }
 }
 static struct st_mysql_audit cistern_audit= { MYSQL_AUDIT_INTERFACE_VERSION, nullptr, audit_notify, { MYSQL_AUDIT_GENERAL_CLASSMASK } };

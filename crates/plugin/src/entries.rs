@@ -14,7 +14,9 @@ use crate::border::{
     Blobs, Bytes, Callbacks, Config, CounterSink, FfiDescriptor, FfiRangeEnd, NameSink, Text, slice,
 };
 use crate::codes;
+use crate::files::may_remove_files;
 use crate::guard::{guard, guard_found, guard_value, last_message};
+use crate::leftovers;
 use crate::life::{self, life};
 use crate::log;
 use crate::paths::{database_name, table_path};
@@ -94,7 +96,7 @@ extern "C" fn cistern_stop() {
 
 #[unsafe(no_mangle)]
 extern "C" fn cistern_drop_leftovers() {
-    guard(|| life()?.drop_leftovers());
+    guard(|| leftovers::drop_all(&life()?.store));
 }
 
 #[unsafe(no_mangle)]
@@ -121,6 +123,25 @@ unsafe extern "C" fn cistern_status_counters(sink: CounterSink, argument: *mut c
 #[unsafe(no_mangle)]
 extern "C" fn cistern_files_sync() -> c_int {
     guard(|| life()?.files.sync())
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cistern_may_remove_files(text: Bytes, many: c_int) -> c_int {
+    // SAFETY: valid for the call.
+    guard_value(1, || may_remove_files(unsafe { text.as_slice() }, many != 0).into())
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cistern_statement_begins() {
+    guard(|| {
+        life()?.files.statement_begins();
+        Ok(())
+    });
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cistern_statement_ends(changed: c_int) -> c_int {
+    guard(|| life()?.files.statement_ends(changed != 0))
 }
 
 #[unsafe(no_mangle)]
@@ -228,7 +249,7 @@ unsafe extern "C" fn cistern_database_drop(directory: Text) -> c_int {
     guard(|| {
         // SAFETY: valid for the call.
         let directory = unsafe { directory.to_text() };
-        life()?.store.drop_database(database_name(&directory))
+        life()?.files.drop_database(database_name(&directory))
     })
 }
 

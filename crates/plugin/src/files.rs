@@ -2,34 +2,40 @@
 //! are text), triggers (`.TRG`, `.TRN`), and the definition of partitioned tables (`.frm` with a `.par`).
 //!
 //! * The server writes them without telling a storage engine. We look after each statement that may have written one, once a second
-//!   (the event scheduler's statements are announced by nobody), and at shutdown.
-//! * The catalogue's copies carry a *generation*; so does the data directory (in `cistern_files`), where it is raised after the files it speaks
-//!   of are durable and in the catalogue. Equal generations at start: what differs here was written just before a crash, and is taken over. Unequal:
-//!   another machine wrote since, or the directory is fresh, and the catalogue is right.
-//! * A file that is missing at start is always restored: files may be lost, a `DROP VIEW` in a crash's last milliseconds may be repeated.
+//!   (the event scheduler's statements are announced by nobody), and at shutdown. `start` says whose state counts at a start.
+//! * Catalogue and data directory carry a *seal*: the name of the directory, and a generation that the directory reaches just before the
+//!   catalogue does. It breaks when another directory is filled from the catalogue.
 //! * `.frm` files of our own tables are a cache of the server's. They are removed at start, and discovered anew.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use tables::{Result, Store};
 
 use crate::log::{Level, write};
-use crate::paths::TEMPORARY;
 
-/// In the catalogue; `#` is in no name of a database's directory.
-const GENERATION: &str = "#cistern/generation";
-/// In the data directory.
+mod start;
+mod statement;
+
+pub use start::Failure;
+use start::Seal;
+pub use statement::may_remove_files;
+
+/// Where the catalogue keeps its seal; `#` is in no name of a database's directory.
+const SEAL: &str = "#cistern/directory";
+/// The seal in the data directory.
 const MARKER: &str = "cistern_files";
-/// The server's own log tables; CSV, of this machine.
+/// In the data directory: `1` while a statement runs that may remove a file, or what it did is not in the catalogue yet.
+const CHANGING: &str = "cistern_files_changing";
+const OPTIONS: &str = "db.opt";
 const VIEW_STARTS: &[u8] = b"TYPE=VIEW";
 
 /// Keeps the catalogue's copies equal to a data directory.
@@ -37,6 +43,31 @@ pub struct FileMirror {
     root: PathBuf,
     store: Arc<Store>,
     state: Mutex<State>,
+    changing: Mutex<Changing>,
+}
+
+/// Statements that may remove files.
+#[derive(Default)]
+struct Changing {
+    running: usize,
+    /// What one of them did could not be written to the catalogue.
+    owed: bool,
+    /// What the file says, and the file.
+    said: bool,
+    file: Option<File>,
+}
+
+impl Changing {
+    /// Survives the end of the process, not that of the machine.
+    fn say(&mut self, changing: bool) -> io::Result<()> {
+        if self.said != changing
+            && let Some(file) = &self.file
+        {
+            file.write_all_at(if changing { b"1" } else { b"0" }, 0)?;
+            self.said = changing;
+        }
+        Ok(())
+    }
 }
 
 /// What was last seen of a file or directory: modified, size, inode. A file that is replaced by a rename has a new inode.
@@ -44,7 +75,7 @@ type Stamp = (i64, i64, u64, u64);
 
 #[derive(Default)]
 struct State {
-    generation: u64,
+    seal: Seal,
     /// Digest of each copy in the catalogue.
     copies: BTreeMap<String, u64>,
     directories: BTreeMap<String, Directory>,
@@ -63,46 +94,51 @@ struct Directory {
 type Found = BTreeMap<String, Vec<u8>>;
 
 impl FileMirror {
-    /// Brings a data directory and the catalogue together, as the server is about to look at the directory.
-    pub fn restore(root: &Path, store: Arc<Store>) -> Result<Self> {
-        let mut copies: Found = BTreeMap::new();
-        store.files("", &mut |name, bytes| {
-            copies.insert(name.to_owned(), bytes.to_owned());
-        })?;
-        let generation = copies.remove(GENERATION).map_or(0, |bytes| parse_generation(&bytes));
-        let mirror = Self { root: root.to_owned(), store, state: Mutex::new(State::default()) };
-        let trusted = fs::read(root.join(MARKER)).map_or(0, |bytes| parse_generation(&bytes)) == generation;
-        for database in mirror.store.databases()? {
-            if database != TEMPORARY && !database.starts_with('#') {
-                mirror.attempt(&database, fs::create_dir_all(root.join(&database)));
-            }
-        }
-        mirror.remove_cached_definitions();
-        let present = mirror.scan_all();
-        for (name, bytes) in &copies {
-            if present.get(name) != Some(bytes) && !(trusted && present.contains_key(name)) {
-                mirror.attempt(name, mirror.put_file(name, bytes));
-            }
-        }
-        if !trusted {
-            for name in present.keys().filter(|name| !copies.contains_key(*name)) {
-                mirror.attempt(name, fs::remove_file(root.join(name)));
-            }
-            mirror.remove_empty_databases(&copies);
-        }
-        {
-            let mut state = mirror.state.lock();
-            state.generation = generation;
-            state.copies = copies.iter().map(|(name, bytes)| (name.clone(), digest(bytes))).collect();
-        }
-        mirror.sync()?;
-        mirror.write_marker(mirror.state.lock().generation);
-        Ok(mirror)
-    }
-
     /// Writes what changed since the last call to the catalogue; durable on return. Reads nothing but directories' stamps if nothing did.
     pub fn sync(&self) -> Result<()> {
-        self.pass(false)
+        let synced = self.pass(false);
+        self.changing.lock().owed |= synced.is_err();
+        synced
+    }
+
+    /// Once a second.
+    fn tick(&self) -> Result<()> {
+        self.pass(true)?;
+        let mut changing = self.changing.lock();
+        changing.owed &= changing.running > 0;
+        self.say_if_at_rest(changing);
+        Ok(())
+    }
+
+    /// A statement begins that may remove a file. From here on a file that is gone after a crash was dropped, not lost.
+    pub fn statement_begins(&self) {
+        let mut changing = self.changing.lock();
+        changing.running += 1;
+        let said = changing.say(true);
+        self.attempt(CHANGING, said);
+    }
+
+    /// It has ended; `changed` if it was one that changes files. What it did is in the catalogue on return.
+    pub fn statement_ends(&self, changed: bool) -> Result<()> {
+        let synced = if changed { self.sync() } else { Ok(()) };
+        let mut changing = self.changing.lock();
+        changing.running = changing.running.saturating_sub(1);
+        self.say_if_at_rest(changing);
+        synced
+    }
+
+    fn say_if_at_rest(&self, mut changing: MutexGuard<'_, Changing>) {
+        if changing.running == 0 && !changing.owed {
+            let said = changing.say(false);
+            self.attempt(CHANGING, said);
+        }
+    }
+
+    /// Drops a database's tables and forgets its files, as the server is about to remove its directory.
+    pub fn drop_database(&self, database: &str) -> Result<()> {
+        self.store.drop_database(database)?;
+        self.state.lock().copies.retain(|name, _| database_of(name) != database);
+        Ok(())
     }
 
     fn pass(&self, tick: bool) -> Result<()> {
@@ -130,20 +166,21 @@ impl FileMirror {
         for (name, body) in &changes {
             self.make_durable(name, body.is_some());
         }
-        let generation = state.generation + 1;
-        let number = generation.to_string();
+        let seal = state.seal.next();
+        let text = seal.to_string();
+        // First here, then there: a catalogue that is ahead of the directory was written by somebody else.
+        self.attempt(MARKER, self.write_marker(&seal));
         let mut batch: Vec<(&str, Option<&[u8]>)> =
             changes.iter().map(|(name, body)| (name.as_str(), body.as_deref())).collect();
-        batch.push((GENERATION, Some(number.as_bytes())));
+        batch.push((SEAL, Some(text.as_bytes())));
         self.store.files_apply(&batch)?;
-        state.generation = generation;
+        state.seal = seal;
         for (name, body) in changes {
             match body {
                 Some(body) => state.copies.insert(name, digest(&body)),
                 None => state.copies.remove(&name),
             };
         }
-        self.write_marker(generation);
         Ok(())
     }
 
@@ -161,8 +198,10 @@ impl FileMirror {
                 changes.extend(body.map(|body| (name.clone(), Some(body))));
             }
         }
-        changes
-            .extend(copies.keys().filter(|name| !found.contains_key(*name)).map(|name| (name.clone(), None)));
+        // Options are rewritten in place; half of them are none, and no reason to forget the old ones.
+        let half_written = |name: &str| name.ends_with(OPTIONS) && self.root.join(name).exists();
+        let gone = copies.keys().filter(|name| !found.contains_key(*name) && !half_written(name));
+        changes.extend(gone.map(|name| (name.clone(), None)));
         changes
     }
 
@@ -170,7 +209,7 @@ impl FileMirror {
     fn look(&self, name: &str, directory: &mut Directory, tick: bool, bodies: &mut Found) -> bool {
         let path = self.root.join(name);
         let now = stamp(&path);
-        let options = stamp(&path.join("db.opt"));
+        let options = stamp(&path.join(OPTIONS));
         let same = now.is_some() && now == directory.stamp && options == directory.options_stamp;
         if same && directory.settled {
             return false;
@@ -207,8 +246,7 @@ impl FileMirror {
         let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
         let kept = |name: &String| {
             !name.starts_with('#')
-                && (name == "db.opt"
-                    || [".frm", ".TRG", ".TRN", ".par"].iter().any(|end| name.ends_with(end)))
+                && (name == OPTIONS || [".frm", ".TRG", ".TRN", ".par"].iter().any(|end| name.ends_with(end)))
         };
         names.filter(kept).map(|name| format!("{database}/{name}")).collect()
     }
@@ -222,7 +260,8 @@ impl FileMirror {
                 return None;
             }
         }
-        fs::read(path).ok()
+        let complete = |body: &Vec<u8>| !file.ends_with(OPTIONS) || body.ends_with(b"\n");
+        fs::read(path).ok().filter(complete)
     }
 
     fn databases(&self) -> Vec<String> {
@@ -271,19 +310,6 @@ impl FileMirror {
         !body.starts_with(VIEW_STARTS) && body.windows(ENGINE.len()).any(|window| window == ENGINE)
     }
 
-    /// Databases that were dropped elsewhere while this directory slept.
-    fn remove_empty_databases(&self, copies: &Found) {
-        let Ok(known) = self.store.databases() else { return };
-        for name in self.databases() {
-            let kept =
-                known.contains(&name) || copies.keys().any(|file| file.starts_with(&format!("{name}/")));
-            if !kept {
-                // Only an empty one goes; what else is in it is not ours to remove.
-                let _not_empty = fs::remove_dir(self.root.join(&name)).is_err();
-            }
-        }
-    }
-
     fn put_file(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
         let path = self.root.join(name);
         if let Some(directory) = path.parent() {
@@ -300,17 +326,14 @@ impl FileMirror {
         if exists {
             self.attempt(name, File::open(&path).and_then(|file| file.sync_all()));
         }
-        if let Some(directory) = path.parent().filter(|directory| directory.exists()) {
-            self.attempt(name, File::open(directory).and_then(|directory| directory.sync_all()));
+        for directory in path.ancestors().skip(1).take(2).filter(|directory| directory.exists()) {
+            self.attempt(name, sync_directory(directory));
         }
     }
 
-    fn write_marker(&self, generation: u64) {
-        let current = fs::read(self.root.join(MARKER)).map(|bytes| parse_generation(&bytes));
-        if current.is_ok_and(|current| current == generation) {
-            return;
-        }
-        self.attempt(MARKER, self.put_file(MARKER, generation.to_string().as_bytes()));
+    fn write_marker(&self, seal: &Seal) -> io::Result<()> {
+        self.put_file(MARKER, seal.to_string().as_bytes())?;
+        sync_directory(&self.root)
     }
 
     /// A local file that can not be read or written costs its newest state at most, not the server.
@@ -323,8 +346,12 @@ impl FileMirror {
     }
 }
 
-fn parse_generation(bytes: &[u8]) -> u64 {
-    std::str::from_utf8(bytes).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+fn database_of(file: &str) -> &str {
+    file.split_once('/').map_or("", |(database, _)| database)
+}
+
+fn sync_directory(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
 }
 
 fn digest(bytes: &[u8]) -> u64 {
@@ -361,7 +388,7 @@ impl Watcher {
             let mut complained = false;
             while !*stopping {
                 condition.wait_for(&mut stopping, Self::PAUSE);
-                match files.pass(true) {
+                match files.tick() {
                     Ok(()) => complained = false,
                     Err(error) if !complained => {
                         complained = true;
@@ -397,136 +424,4 @@ impl Watcher {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use engine::{Background, Engine, Parts, Settings, SimDisk, SystemClock};
-    use tables::{CollationId, Collations};
-
-    struct NoText;
-    impl Collations for NoText {
-        fn weights(&self, _: CollationId, text: &[u8], out: &mut Vec<u8>) {
-            out.extend_from_slice(text);
-        }
-        fn padded_weights(&self, _: CollationId, text: &[u8], _: usize, bytes: usize, out: &mut Vec<u8>) {
-            let start = out.len();
-            out.extend_from_slice(text);
-            out.resize(start + bytes, b' ');
-        }
-        fn prefix_bytes(&self, _: CollationId, text: &[u8], chars: usize) -> usize {
-            chars.min(text.len())
-        }
-    }
-
-    fn store() -> Arc<Store> {
-        let parts = Parts {
-            bucket: Arc::new(bucket::MemoryBucket::new()),
-            disk: Arc::new(SimDisk::new(1)),
-            clock: Arc::new(SystemClock::default()),
-            seed: 1,
-        };
-        let settings = Settings { background: Background::Manual, ..Settings::default() };
-        Store::open(Engine::open(parts, settings).unwrap(), Arc::new(NoText)).unwrap()
-    }
-
-    fn put(root: &Path, name: &str, text: &str) {
-        let path = root.join(name);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, text).unwrap();
-    }
-
-    fn get(root: &Path, name: &str) -> Option<String> {
-        fs::read_to_string(root.join(name)).ok()
-    }
-
-    fn with_shop(store: &Arc<Store>) -> (tempfile::TempDir, FileMirror) {
-        let here = tempfile::tempdir().unwrap();
-        let mirror = FileMirror::restore(here.path(), Arc::clone(store)).unwrap();
-        put(here.path(), "shop/db.opt", "utf8mb4");
-        put(here.path(), "shop/v.frm", "TYPE=VIEW\nquery=1");
-        put(here.path(), "shop/t.TRG", "TYPE=TRIGGERS");
-        put(here.path(), "shop/t.frm", "\u{1}CISTERN table");
-        put(here.path(), "shop/p.frm", "\u{1}partitioned");
-        put(here.path(), "shop/p.par", "parts");
-        mirror.sync().unwrap();
-        (here, mirror)
-    }
-
-    #[test]
-    fn a_fresh_directory_gets_back_all_but_the_cached_definitions_of_tables() {
-        let store = store();
-        let (_here, _mirror) = with_shop(&store);
-        let there = tempfile::tempdir().unwrap();
-        FileMirror::restore(there.path(), Arc::clone(&store)).unwrap();
-        for name in ["shop/db.opt", "shop/v.frm", "shop/t.TRG", "shop/p.frm", "shop/p.par"] {
-            assert!(get(there.path(), name).is_some(), "{name}");
-        }
-        assert_eq!(get(there.path(), "shop/t.frm"), None);
-    }
-
-    #[test]
-    fn changes_and_removals_while_running_reach_the_catalogue() {
-        let store = store();
-        let (here, mirror) = with_shop(&store);
-        put(here.path(), "shop/v.frm", "TYPE=VIEW\nquery=22");
-        fs::remove_file(here.path().join("shop/t.TRG")).unwrap();
-        put(here.path(), "other/db.opt", "latin1");
-        mirror.sync().unwrap();
-        let there = tempfile::tempdir().unwrap();
-        FileMirror::restore(there.path(), Arc::clone(&store)).unwrap();
-        assert_eq!(get(there.path(), "shop/v.frm").as_deref(), Some("TYPE=VIEW\nquery=22"));
-        assert_eq!(get(there.path(), "shop/t.TRG"), None);
-        assert_eq!(get(there.path(), "other/db.opt").as_deref(), Some("latin1"));
-    }
-
-    #[test]
-    fn what_was_written_just_before_a_crash_is_taken_over_on_the_same_machine() {
-        let store = store();
-        let (here, mirror) = with_shop(&store);
-        drop(mirror);
-        put(here.path(), "shop/v.frm", "TYPE=VIEW\nquery=3");
-        put(here.path(), "shop/w.frm", "TYPE=VIEW\nquery=new");
-        FileMirror::restore(here.path(), Arc::clone(&store)).unwrap();
-        assert_eq!(get(here.path(), "shop/v.frm").as_deref(), Some("TYPE=VIEW\nquery=3"));
-        assert_eq!(store.file_get("shop/v.frm").unwrap().as_deref(), Some(&b"TYPE=VIEW\nquery=3"[..]));
-        assert_eq!(store.file_get("shop/w.frm").unwrap().as_deref(), Some(&b"TYPE=VIEW\nquery=new"[..]));
-    }
-
-    #[test]
-    fn a_lost_file_comes_back() {
-        let store = store();
-        let (here, mirror) = with_shop(&store);
-        drop(mirror);
-        fs::remove_file(here.path().join("shop/v.frm")).unwrap();
-        FileMirror::restore(here.path(), Arc::clone(&store)).unwrap();
-        assert!(get(here.path(), "shop/v.frm").is_some());
-    }
-
-    #[test]
-    fn a_directory_that_another_writer_overtook_follows_the_catalogue() {
-        let store = store();
-        let (here, mirror) = with_shop(&store);
-        drop(mirror);
-        let there = tempfile::tempdir().unwrap();
-        let other = FileMirror::restore(there.path(), Arc::clone(&store)).unwrap();
-        put(there.path(), "shop/v.frm", "TYPE=VIEW\nquery=theirs");
-        fs::remove_file(there.path().join("shop/t.TRG")).unwrap();
-        other.sync().unwrap();
-        put(here.path(), "shop/v.frm", "TYPE=VIEW\nquery=ours, late");
-        put(here.path(), "gone/db.opt", "late too");
-        FileMirror::restore(here.path(), Arc::clone(&store)).unwrap();
-        assert_eq!(get(here.path(), "shop/v.frm").as_deref(), Some("TYPE=VIEW\nquery=theirs"));
-        assert_eq!(get(here.path(), "shop/t.TRG"), None);
-        assert!(!here.path().join("gone").exists());
-    }
-
-    #[test]
-    fn schema_options_that_are_rewritten_in_place_are_noticed() {
-        let store = store();
-        let (here, mirror) = with_shop(&store);
-        mirror.pass(true).unwrap();
-        mirror.pass(true).unwrap();
-        put(here.path(), "shop/db.opt", "latin1_bin");
-        mirror.sync().unwrap();
-        assert_eq!(store.file_get("shop/db.opt").unwrap().as_deref(), Some(&b"latin1_bin"[..]));
-    }
-}
+mod tests;

@@ -13,6 +13,7 @@ mod collations;
 mod entries;
 mod files;
 mod guard;
+mod leftovers;
 mod life;
 mod log;
 mod paths;

@@ -14,7 +14,7 @@ use tables::Store;
 use crate::border::Callbacks;
 use crate::codes::exit;
 use crate::collations::ServerCollations;
-use crate::files::{FileMirror, Watcher};
+use crate::files::{Failure, FileMirror, Watcher};
 use crate::log::{self, Level};
 use crate::paths::TEMPORARY;
 
@@ -95,36 +95,6 @@ impl Life {
         }
         text
     }
-
-    /// Drops what an ALTER that a crash cut short left behind; the server has finished or undone all that it remembers.
-    pub fn drop_leftovers(&self) -> tables::Result<()> {
-        for database in self.store.databases()? {
-            let mut leftovers = Vec::new();
-            self.store.list(&database, &mut |table| {
-                if table.starts_with("#sql") {
-                    leftovers.push(format!("{database}/{table}"));
-                }
-            })?;
-            for path in leftovers {
-                if path.contains("#sql-backup") {
-                    // The only copy of a table, if the machine that knew its name is lost.
-                    log::write(
-                        Level::Warning,
-                        &format!(
-                            "{path} is what an interrupted ALTER TABLE kept of a table; drop or rename it"
-                        ),
-                    );
-                } else {
-                    log::write(
-                        Level::Information,
-                        &format!("dropping {path}, left by an interrupted ALTER TABLE"),
-                    );
-                    self.store.drop_table(&path)?;
-                }
-            }
-        }
-        Ok(())
-    }
 }
 
 type Refusal = (i32, String);
@@ -192,8 +162,12 @@ fn open_tables(callbacks: &Callbacks, engine: Arc<Engine>, server_dir: &Path) ->
     let store = Store::open(Arc::clone(&engine), Arc::clone(&collations) as Arc<dyn tables::Collations>)
         .map_err(broken)?;
     store.drop_database(TEMPORARY).map_err(broken)?;
-    let files = FileMirror::restore(server_dir, Arc::clone(&store)).map_err(broken)?;
-    let files = Arc::new(files);
+    let fresh = format!("{:x}-{:016x}", engine.epoch().0, chance());
+    let files = FileMirror::restore(server_dir, Arc::clone(&store), engine.continues_local_wal(), &fresh);
+    let files = Arc::new(files.map_err(|failure| match failure {
+        Failure::Catalogue(error) => broken(error),
+        Failure::File(path, error) => (exit::CONFIGURATION, format!("{}: {error}", path.display())),
+    })?);
     let watcher = Watcher::start(Arc::clone(&files));
     Ok(Life { store, collations, files, engine, watcher })
 }

@@ -217,11 +217,14 @@ fn everything_comes_back_from_the_local_disk_and_what_was_uploaded_from_the_buck
     }
     let writer = Writer::open(&disk.crash(), &bucket, 2).unwrap();
     assert_eq!(writer.numbers(), (1..=40).collect::<Vec<_>>());
-    let Report { took_over_from, transactions, local_transactions, .. } = writer.recovered.report;
+    let Report { took_over_from, continued_local, transactions, local_transactions, .. } =
+        writer.recovered.report;
     assert_eq!((took_over_from, transactions, local_transactions), (Some(Epoch(1)), 40, 10));
+    assert!(continued_local);
 
     let mut elsewhere = Writer::open(&SimDiskHandle::new(2), &bucket, 3).unwrap();
     assert_eq!(elsewhere.numbers(), (1..=30).collect::<Vec<_>>(), "the second writer had uploaded nothing");
+    assert!(!elsewhere.recovered.report.continued_local);
     elsewhere.commit(99).unwrap();
     while elsewhere.recovered.uploader.step().unwrap() {}
 
