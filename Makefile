@@ -46,6 +46,11 @@ lint: ## Formatting, clippy, licences and advisories, the crate arrows
 fmt: ## Format all Rust code
 	@cargo fmt --all
 
+.PHONY: bench
+bench: build ## Beside InnoDB and MyRocks, one table; ONLY=handler,cost chooses, ALL=1 is long, ARGS=--help teaches
+	@cargo build --release -q -p bucket --features s3,testkit --bin faulty-s3
+	@cargo run --release -q -p bench --bin bench -- $(if $(ONLY),--only=$(ONLY)) $(if $(ALL),--all) $(ARGS)
+
 .PHONY: bench-sysbench
 bench-sysbench: build ## sysbench on ours and on InnoDB in turn, three rounds, the ratio of medians
 	@cargo run --release -q -p acceptance --bin sysbench

@@ -1,4 +1,4 @@
-//! Servers under test: ours through `cistern serve`, and a stock InnoDB one beside it to compare with.
+//! Servers under test: ours through `cistern serve`, and stock ones (InnoDB, MyRocks) beside it to compare with.
 //!
 //! * Each listens on a free loopback port of its own and is ended with the value that holds it.
 //! * The programs come from `make build`; a missing one panics with that advice.
@@ -37,8 +37,11 @@ pub fn build_directory() -> PathBuf {
 
 /// One value of `target/server/env`, which `tools/server` writes.
 pub fn server_env(key: &str) -> PathBuf {
-    let file = root().join("target/server/env");
-    let text = fs::read_to_string(&file)
+    value_of(&root().join("target/server/env"), key)
+}
+
+fn value_of(file: &Path, key: &str) -> PathBuf {
+    let text = fs::read_to_string(file)
         .unwrap_or_else(|error| panic!("{}: {error}; run `make build`", file.display()));
     let prefix = format!("{key}=");
     let value = text.lines().find_map(|line| line.strip_prefix(&prefix));
@@ -262,27 +265,80 @@ pub fn connect(port: u16) -> mysql::Result<Conn> {
     Conn::new(options)
 }
 
-/// A stock mariadbd of the same build with InnoDB, to compare with.
+/// A storage engine of others, in a stock mariadbd of the same build.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stock {
+    /// 1 GiB of buffer pool, flushed at commit.
+    InnoDb,
+    /// 1 GiB of block cache, flushed at commit; `tools/server rocksdb` fetches it.
+    MyRocks,
+}
+
+impl Stock {
+    /// What its files are called.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::InnoDb => "innodb",
+            Self::MyRocks => "myrocks",
+        }
+    }
+
+    fn options(self, bootstrap: bool) -> Vec<String> {
+        let options: &[&str] = match self {
+            Self::InnoDb => &["--innodb-flush-log-at-trx-commit=1", "--innodb-buffer-pool-size=1G"],
+            // The system tables of the stock server stay where they are: in Aria, three of them in InnoDB.
+            Self::MyRocks if bootstrap => &["--innodb-buffer-pool-size=16M"],
+            Self::MyRocks => &[
+                "--innodb-buffer-pool-size=16M",
+                "--plugin-load-add=ha_rocksdb.so",
+                "--default-storage-engine=ROCKSDB",
+                "--rocksdb-flush-log-at-trx-commit=1",
+                "--rocksdb-block-cache-size=1G",
+            ],
+        };
+        let mut options: Vec<String> = options.iter().map(|&option| option.into()).collect();
+        if self == Self::MyRocks {
+            options.push(format!("--plugin-dir={}", rocksdb_directory().display()));
+        }
+        options
+    }
+}
+
+/// Where `tools/server rocksdb` put the plugin.
+fn rocksdb_directory() -> PathBuf {
+    let found = Command::new(root().join("tools/server")).arg("rocksdb").status();
+    assert!(found.expect("tools/server can be run").success(), "tools/server says why");
+    value_of(&root().join("target/server/rocksdb"), "ROCKSDB_PLUGIN_DIR")
+}
+
+/// A stock mariadbd of the same build, to compare with.
 pub struct Peer {
     child: Child,
     port: u16,
     directory: PathBuf,
+    ready_in: Duration,
 }
 
 impl Peer {
-    /// Makes a data directory below `directory` and starts a server on it.
+    /// Makes an InnoDB data directory below `directory`, unless there is one, and starts a server on it.
     ///
     /// # Panics
     /// If the stock server does not come up: the peer is a given.
     pub fn start(directory: &Path, server_options: &[&str]) -> Self {
+        Self::start_with(Stock::InnoDb, directory, server_options)
+    }
+
+    /// The same with any engine; its data is in `directory/<name>`.
+    pub fn start_with(stock: Stock, directory: &Path, server_options: &[&str]) -> Self {
         let (mariadbd, share) = (server_env("MARIADBD"), server_env("SHARE_DIR"));
-        let data = directory.join("innodb");
-        let log = directory.join("innodb.log");
+        let name = stock.name();
+        let data = directory.join(name);
+        let log = directory.join(format!("{name}.log"));
         let open_log =
             || fs::File::options().create(true).append(true).open(&log).expect("the log can be written");
-        let temporary = directory.join("innodb-tmp");
+        let temporary = directory.join(format!("{name}-tmp"));
         fs::create_dir_all(&temporary).expect("the directory can be written");
-        let base = || {
+        let base = |bootstrap| {
             let mut command = Command::new(&mariadbd);
             command.arg("--no-defaults").arg(format!("--datadir={}", data.display()));
             command
@@ -291,8 +347,7 @@ impl Peer {
             command
                 .arg(format!("--character-sets-dir={}", share.join("charsets").display()))
                 .arg("--user=root");
-            command.arg(format!("--tmpdir={}", temporary.display()));
-            command.arg("--innodb-flush-log-at-trx-commit=1").arg("--innodb-buffer-pool-size=1G");
+            command.arg(format!("--tmpdir={}", temporary.display())).args(stock.options(bootstrap));
             command.stdout(Stdio::null()).stderr(open_log());
             command
         };
@@ -306,10 +361,10 @@ impl Peer {
                     &fs::read_to_string(share.join(script)).expect("the server's scripts are readable"),
                 );
             }
-            let file = directory.join("innodb-bootstrap.sql");
+            let file = directory.join(format!("{name}-bootstrap.sql"));
             fs::write(&file, sql).expect("the directory can be written");
             let status =
-                base().arg("--bootstrap").stdin(fs::File::open(file).expect("just written")).status();
+                base(true).arg("--bootstrap").stdin(fs::File::open(file).expect("just written")).status();
             assert!(
                 status.expect("mariadbd starts").success(),
                 "the peer's bootstrap failed: {}",
@@ -317,25 +372,37 @@ impl Peer {
             );
         }
         let port = free_port();
-        let child = base()
+        let started = Instant::now();
+        let child = base(false)
             .arg(format!("--port={port}"))
             .arg("--bind-address=127.0.0.1")
-            .arg(format!("--socket={}", directory.join("innodb.sock").display()))
+            .arg(format!("--socket={}", directory.join(format!("{name}.sock")).display()))
             .args(server_options)
             .stdin(Stdio::null())
             .spawn()
             .expect("mariadbd starts");
-        let peer = Self { child, port, directory: directory.to_owned() };
+        let mut peer = Self { child, port, directory: directory.to_owned(), ready_in: Duration::ZERO };
         let end = Instant::now() + READY_TIMEOUT;
         while connect(port).is_err() {
+            let gone = peer.child.try_wait().expect("our own child can be waited for");
+            assert!(gone.is_none(), "the peer ended with {gone:?}: {}", log.display());
             assert!(Instant::now() < end, "the peer does not answer: {}", log.display());
-            std::thread::sleep(Duration::from_millis(100));
+            std::thread::sleep(Duration::from_millis(20));
         }
+        peer.ready_in = started.elapsed();
         peer
     }
     /// The port it listens on.
     pub fn port(&self) -> u16 {
         self.port
+    }
+    /// From the start of the program to the first connection it accepts.
+    pub fn ready_in(&self) -> Duration {
+        self.ready_in
+    }
+    /// The process.
+    pub fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
     }
     /// Where its files are.
     pub fn directory(&self) -> &Path {
@@ -345,11 +412,16 @@ impl Peer {
     pub fn connect(&self) -> Conn {
         connect(self.port).expect("the peer answers")
     }
+    /// Asks for a clean stop and waits for the end.
+    pub fn stop(mut self) {
+        kill_process(self.pid(), Signal::TERM).expect("our own child can be signalled");
+        self.child.wait().expect("our own child can be waited for");
+    }
 }
 
 impl Drop for Peer {
     fn drop(&mut self) {
-        if self.child.kill().is_ok() {
+        if matches!(self.child.try_wait(), Ok(None)) && self.child.kill().is_ok() {
             self.child.wait().expect("our own child can be waited for");
         }
     }

@@ -1,0 +1,269 @@
+//! The table: rows, ratios, what failed; printed, and kept in docs/performance.md.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::process::Command;
+
+use crate::machine::{self, Load, Watch};
+use crate::target::Target;
+
+/// What of a unit is better.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Better {
+    /// Work done.
+    More,
+    /// Time, bytes, requests.
+    Less,
+}
+
+/// What a row is about, before it is measured.
+#[derive(Clone, Debug)]
+pub struct Subject {
+    /// The section's word.
+    pub section: &'static str,
+    /// What is measured.
+    pub name: String,
+    /// In what.
+    pub unit: &'static str,
+    /// Which way.
+    pub better: Better,
+    /// DESIGN section 7, column "first", in its words; may be empty.
+    pub goal: &'static str,
+}
+
+/// One line of the table.
+pub struct Row {
+    subject: Subject,
+    /// By the server's name, ours first.
+    figures: Vec<(&'static str, Vec<f64>)>,
+    load: Load,
+    notes: Vec<String>,
+    failures: Vec<String>,
+}
+
+impl Row {
+    fn median_of(&self, name: &str) -> Option<f64> {
+        self.figures.iter().find(|(of, _)| *of == name).and_then(|(_, figures)| median(figures))
+    }
+
+    /// How many times better ours is.
+    fn ratio_to(&self, peer: &str) -> Option<f64> {
+        let (ours, theirs) = (self.median_of(OURS)?, self.median_of(peer)?);
+        let ratio = if self.subject.better == Better::More { ours / theirs } else { theirs / ours };
+        ratio.is_finite().then_some(ratio)
+    }
+
+    fn spread(&self) -> Option<f64> {
+        let (_, ours) = self.figures.iter().find(|(name, figures)| *name == OURS && figures.len() > 1)?;
+        let (low, high) = ours.iter().fold((f64::MAX, f64::MIN), |(low, high), &x| (low.min(x), high.max(x)));
+        Some((high - low) / median(ours)?)
+    }
+}
+
+const OURS: &str = "cistern";
+const PEERS: [&str; 2] = ["innodb", "myrocks"];
+
+/// All rows so far.
+pub struct Report {
+    rows: Vec<Row>,
+    whole: Watch,
+}
+
+impl Report {
+    /// An empty table.
+    pub fn begin() -> Self {
+        Self { rows: Vec::new(), whole: Watch::begin() }
+    }
+
+    /// Measures one row: every target has its turn in every round, and another one begins each time.
+    pub fn measure(
+        &mut self,
+        subject: Subject,
+        rounds: u32,
+        targets: &mut [Target],
+        mut act: impl FnMut(&mut Target, u32) -> Result<f64, String>,
+    ) {
+        let watch = Watch::begin();
+        let mut figures: Vec<_> = targets.iter().map(|target| (target.name(), Vec::new())).collect();
+        let mut failures = Vec::new();
+        for round in 0..rounds {
+            for turn in 0..targets.len() {
+                let index = (turn + round as usize) % targets.len();
+                match act(&mut targets[index], round) {
+                    Ok(figure) => figures[index].1.push(figure),
+                    Err(reason) => failures.push(format!("{}: {reason}", figures[index].0)),
+                }
+            }
+        }
+        self.push(subject, figures, watch.end(), Vec::new(), failures);
+    }
+
+    /// A row that was measured elsewhere.
+    pub fn push(
+        &mut self,
+        subject: Subject,
+        figures: Vec<(&'static str, Vec<f64>)>,
+        load: Load,
+        notes: Vec<String>,
+        failures: Vec<String>,
+    ) {
+        let row = Row { subject, figures, load, notes, failures };
+        eprintln!("  {}", line(&cells(&row), &[0; COLUMNS.len()]).trim_end());
+        row.failures.iter().for_each(|failure| eprintln!("  ! {failure}"));
+        self.rows.push(row);
+    }
+
+    /// Says something about the row before.
+    pub fn note(&mut self, note: String) {
+        if let Some(row) = self.rows.last_mut() {
+            row.notes.push(note);
+        }
+    }
+
+    /// The row before is wrong.
+    pub fn fail_last(&mut self, reason: String) {
+        eprintln!("  ! {reason}");
+        if let Some(row) = self.rows.last_mut() {
+            row.failures.push(reason);
+        }
+    }
+
+    /// A section came to its end too early.
+    pub fn fail(&mut self, section: &str, reason: String) {
+        let subject = Subject {
+            section: "",
+            name: format!("{section}: not measured"),
+            unit: "",
+            better: Better::Less,
+            goal: "",
+        };
+        self.push(subject, Vec::new(), Load::default(), Vec::new(), vec![reason]);
+    }
+
+    /// Something in it is wrong.
+    pub fn failed(&self) -> bool {
+        self.rows.iter().any(|row| !row.failures.is_empty())
+    }
+
+    /// For people: aligned columns, then remarks.
+    pub fn table(&self) -> String {
+        let cells: Vec<_> = self.rows.iter().map(cells).collect();
+        let width = |column: usize| {
+            let widths = cells.iter().map(|row| row[column].chars().count());
+            widths.chain([COLUMNS[column].chars().count()]).max().unwrap_or(0)
+        };
+        let widths: Vec<_> = (0..COLUMNS.len()).map(width).collect();
+        let mut text = format!("{}\n\n", self.heading());
+        text.push_str(line(&COLUMNS.map(str::to_owned), &widths).trim_end());
+        for (row, cells) in self.rows.iter().zip(&cells) {
+            write!(text, "\n{}", line(cells, &widths).trim_end()).expect(STRING);
+            row.failures.iter().for_each(|failure| write!(text, "\n  ! {failure}").expect(STRING));
+        }
+        self.remarks().iter().for_each(|remark| write!(text, "\n{remark}").expect(STRING));
+        text
+    }
+
+    /// Appends the table to the history. Returns the file.
+    pub fn record(&self, command: &str) -> Result<PathBuf, String> {
+        let file = acceptance::server::root().join("docs/performance.md");
+        let mut text =
+            std::fs::read_to_string(&file).map_err(|error| format!("{}: {error}", file.display()))?;
+        write!(text, "\n### {}\n\n`{command}`\n\n", self.heading()).expect(STRING);
+        writeln!(text, "| {} |\n|{}", COLUMNS.join(" | "), "---|".repeat(COLUMNS.len())).expect(STRING);
+        for row in &self.rows {
+            writeln!(text, "| {} |", cells(row).join(" | ")).expect(STRING);
+        }
+        let remarks = self.remarks();
+        if !remarks.is_empty() {
+            writeln!(text, "\n{}", remarks.join("\n")).expect(STRING);
+        }
+        std::fs::write(&file, text).map_err(|error| format!("{}: {error}", file.display()))?;
+        Ok(file)
+    }
+
+    fn heading(&self) -> String {
+        let date = Command::new("date").args(["-u", "+%Y-%m-%d %H:%M UTC"]).output();
+        let date = date.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
+        let load = self.whole.end();
+        format!(
+            "{}, commit {}, {}, load {:.1} → {:.1}, others {:.2}",
+            date.unwrap_or_default(),
+            machine::commit(),
+            machine::describe(),
+            load.before,
+            load.after,
+            load.others
+        )
+    }
+
+    fn remarks(&self) -> Vec<String> {
+        let remark =
+            |row: &Row, note: &String| format!("* {} · {}: {note}", row.subject.section, row.subject.name);
+        let notes = self.rows.iter().flat_map(|row| row.notes.iter().map(move |note| remark(row, note)));
+        let mut remarks: Vec<_> = notes.collect();
+        if self.rows.iter().any(|row| row.load.is_busy()) {
+            remarks.push(
+                "* `!`: more than half a processor was busy with something else; such a row proves little."
+                    .into(),
+            );
+        }
+        remarks
+    }
+}
+
+const STRING: &str = "writing to a string does not fail";
+const COLUMNS: [&str; 13] = [
+    "section", "row", "unit", "cistern", "spread", "innodb", "ratio", "myrocks", "ratio", "goal", "n",
+    "load", "others",
+];
+
+fn cells(row: &Row) -> [String; COLUMNS.len()] {
+    let ratio = |peer| row.ratio_to(peer).map_or_else(String::new, |ratio| format!("{ratio:.2}×"));
+    let median = |name| row.median_of(name).map_or_else(String::new, figure);
+    let rounds = row.figures.first().map_or(0, |(_, figures)| figures.len());
+    [
+        row.subject.section.into(),
+        row.subject.name.clone(),
+        row.subject.unit.into(),
+        median(OURS),
+        row.spread().map_or_else(String::new, |spread| format!("{:.0} %", spread * 100.0)),
+        median(PEERS[0]),
+        ratio(PEERS[0]),
+        median(PEERS[1]),
+        ratio(PEERS[1]),
+        row.subject.goal.into(),
+        rounds.to_string(),
+        format!("{:.1} → {:.1}", row.load.before, row.load.after),
+        format!("{:.2}{}", row.load.others, if row.load.is_busy() { " !" } else { "" }),
+    ]
+}
+
+/// Numbers to the right, words to the left.
+fn line(cells: &[String; COLUMNS.len()], widths: &[usize]) -> String {
+    let mut line = String::new();
+    for (index, (cell, &width)) in cells.iter().zip(widths).enumerate() {
+        let space = " ".repeat(width.saturating_sub(cell.chars().count()));
+        let left = index < 3 || index == 9;
+        let (before, after) = if left { ("", space.as_str()) } else { (space.as_str(), "") };
+        write!(line, "{before}{cell}{after}  ").expect(STRING);
+    }
+    line
+}
+
+/// Three digits that count.
+fn figure(value: f64) -> String {
+    match value.abs() {
+        size if size >= 99.5 => format!("{value:.0}"),
+        size if size >= 9.95 => format!("{value:.1}"),
+        0.0 => "0".into(),
+        _ => format!("{value:.2}"),
+    }
+}
+
+/// The middle one; of two the mean.
+pub fn median(figures: &[f64]) -> Option<f64> {
+    let mut sorted = figures.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let (low, high) = (sorted.get(sorted.len().checked_sub(1)? / 2)?, sorted.get(sorted.len() / 2)?);
+    Some((low + high) / 2.0)
+}
