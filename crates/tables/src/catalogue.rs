@@ -33,6 +33,8 @@ pub(crate) enum Space {
     Statistics = 4,
     /// Table id → the path that it had before ALTER TABLE put it aside.
     Origin = 5,
+    /// Tree id → where the first part of its keys ends.
+    FirstPart = 6,
 }
 
 pub(crate) fn key(space: Space, name: &[u8]) -> Vec<u8> {
@@ -46,6 +48,10 @@ pub(crate) fn table_key(space: Space, table: u64) -> [u8; 9] {
     let mut key = [space as u8; 9];
     key[1..].copy_from_slice(&table.to_be_bytes());
     key
+}
+
+pub(crate) fn first_part_key(tree: TreeId) -> Vec<u8> {
+    key(Space::FirstPart, &tree.0.to_be_bytes())
 }
 
 /// A table's definition as the catalogue keeps it.

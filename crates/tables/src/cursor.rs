@@ -351,7 +351,7 @@ impl RowCursor {
         }
         let found = match self.place {
             Place::Unset | Place::BeforeFirst | Place::AfterLast => return Ok(false),
-            Place::On if self.is_open_for(session) => self.engine.next(&mut session.txn)?,
+            Place::On if self.is_open_for(session) => self.engine.next_within(&mut session.txn)?,
             Place::On | Place::Detached => {
                 self.reopen(session)?;
                 self.engine.seek_after(&mut session.txn, &self.entry)?
@@ -457,6 +457,8 @@ impl RowCursor {
                 } else {
                     self.engine.seek_last(txn)?
                 }
+            } else if flag.stays_in_prefix() {
+                self.engine.seek_within(txn, bound)?
             } else {
                 self.engine.seek(txn, bound)?
             };
@@ -477,6 +479,7 @@ impl RowCursor {
         self.entry.extend_from_slice(&self.bound[..whole]);
         let bounded = successor(&mut self.entry);
         let mut found = match (flag, bounded) {
+            (PrefixLast, _) => self.engine.seek_last_within(txn, &self.bound[..whole])?,
             (After, true) => self.engine.seek(txn, &self.entry)?,
             (After, false) => false,
             (_, true) => self.engine.seek_before(txn, &self.entry)?,
@@ -523,7 +526,11 @@ impl RowCursor {
     ) -> Result<bool> {
         loop {
             if !found {
-                self.place = if backward { Place::BeforeFirst } else { Place::AfterLast };
+                self.place = match prefix {
+                    Some(prefix) => self.edge_of(backward, prefix),
+                    None if backward => Place::BeforeFirst,
+                    None => Place::AfterLast,
+                };
                 return Ok(false);
             }
             self.place = Place::On;
@@ -543,11 +550,20 @@ impl RowCursor {
                 };
                 continue;
             }
-            found = match backward {
-                false => self.engine.next(&mut session.txn)?,
-                true => self.engine.prev(&mut session.txn)?,
+            found = match (backward, prefix) {
+                (false, None) => self.engine.next(&mut session.txn)?,
+                (true, None) => self.engine.prev(&mut session.txn)?,
+                (false, Some(_)) => self.engine.next_within(&mut session.txn)?,
+                (true, Some(_)) => self.engine.prev_within(&mut session.txn)?,
             };
         }
+    }
+
+    /// Where a read that found no more in a prefix of the bound leaves the cursor: a step goes on from there.
+    fn edge_of(&mut self, backward: bool, prefix: usize) -> Place {
+        self.entry.clear();
+        self.entry.extend_from_slice(&self.bound[..prefix]);
+        if backward || successor(&mut self.entry) { Place::Detached } else { Place::AfterLast }
     }
 
     /// Reads the row of the entry that the engine's cursor stands on. False: there is none for this reader.

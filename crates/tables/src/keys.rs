@@ -16,6 +16,7 @@ const PRESENT: u8 = 1;
 const THEN_LESS: u8 = 1;
 const THEN_END: u8 = 2;
 const THEN_GREATER: u8 = 3;
+const EXTENT_VERSION: u8 = 1;
 /// A run count that does not fit a byte follows in two.
 const LONG_RUN: u8 = 255;
 
@@ -60,6 +61,21 @@ enum Tuple {
     Plain(usize),
     SpacePadded(usize),
     Counted,
+}
+
+/// Where a part ends in a key: all that is needed to find the next one, or for the engine to group keys by it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Extent {
+    nullable: bool,
+    flip: u8,
+    length: Length,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Length {
+    Fixed(usize),
+    Escaped,
+    Spaced { space: [u8; 4], unit: usize },
 }
 
 /// A key that does not parse.
@@ -260,25 +276,23 @@ impl Part {
     }
 
     /// Where the next part starts, if this one starts at `at`.
-    pub(crate) fn skip(&self, key: &[u8], mut at: usize) -> Result<usize, Garbled> {
-        if self.nullable {
-            let marker = key.get(at).ok_or(Garbled)? ^ self.flip;
-            at += 1;
-            match marker {
-                NULL => return Ok(at),
-                PRESENT => {}
-                _ => return Err(Garbled),
+    pub(crate) fn skip(&self, key: &[u8], at: usize) -> Result<usize, Garbled> {
+        self.extent().skip(key, at)
+    }
+
+    /// Where it ends in a key.
+    pub(crate) fn extent(&self) -> Extent {
+        let length = match self.shape {
+            Shape::Int(n) | Shape::UInt(n) | Shape::Fixed(n) | Shape::Padded { bytes: n, .. } => {
+                Length::Fixed(n)
             }
-        }
-        let end = match self.shape {
-            Shape::Int(n) | Shape::UInt(n) | Shape::Fixed(n) | Shape::Padded { bytes: n, .. } => at + n,
-            Shape::Float => at + 4,
-            Shape::Double => at + 8,
-            Shape::Bytes | Shape::Weights => walk_zeros(key, at, self.flip, |_| ())?,
-            Shape::SpacedBytes => walk_spaces(key, at, self.flip, b" ", |_| ())?,
-            Shape::SpacedWeights { space, unit } => walk_spaces(key, at, self.flip, &space[..unit], |_| ())?,
+            Shape::Float => Length::Fixed(4),
+            Shape::Double => Length::Fixed(8),
+            Shape::Bytes | Shape::Weights => Length::Escaped,
+            Shape::SpacedBytes => Length::Spaced { space: [b' ', 0, 0, 0], unit: 1 },
+            Shape::SpacedWeights { space, unit } => Length::Spaced { space, unit },
         };
-        if end > key.len() { Err(Garbled) } else { Ok(end) }
+        Extent { nullable: self.nullable, flip: self.flip, length }
     }
 
     /// Reads the value back into a record: from the key at `at` and from `restore`, which moves on. Returns where the next part
@@ -446,6 +460,66 @@ impl Part {
     /// What of it decides the stored bytes, for the layout's fingerprint.
     pub(crate) fn describe(&self) -> String {
         format!("{} {:?} {} {} {:?}", self.field, self.shape, self.nullable, self.flip, self.cut)
+    }
+}
+
+impl Extent {
+    /// Where the part ends that starts at `at`. Looks at no byte beyond.
+    fn skip(&self, key: &[u8], mut at: usize) -> Result<usize, Garbled> {
+        if self.nullable {
+            let marker = key.get(at).ok_or(Garbled)? ^ self.flip;
+            at += 1;
+            match marker {
+                NULL => return Ok(at),
+                PRESENT => {}
+                _ => return Err(Garbled),
+            }
+        }
+        let end = match self.length {
+            Length::Fixed(n) => at + n,
+            Length::Escaped => walk_zeros(key, at, self.flip, |_| ())?,
+            Length::Spaced { space, unit } => walk_spaces(key, at, self.flip, &space[..unit], |_| ())?,
+        };
+        if end > key.len() { Err(Garbled) } else { Ok(end) }
+    }
+
+    /// The stored form (`docs/formats/catalogue.md`).
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let (tag, argument) = match &self.length {
+            Length::Fixed(n) => {
+                let mut bytes = Vec::new();
+                varint::put(*n as u64, &mut bytes);
+                (0, bytes)
+            }
+            Length::Escaped => (1, Vec::new()),
+            Length::Spaced { space, unit } => (2, space[..*unit].to_vec()),
+        };
+        let flags = u8::from(self.nullable) | u8::from(self.flip != 0) << 1;
+        [&[EXTENT_VERSION, flags, tag], &argument[..]].concat()
+    }
+
+    /// One of another version or a garbled one is none: it can be had from the table again.
+    pub(crate) fn decode(stored: &[u8]) -> Option<Self> {
+        let ([EXTENT_VERSION, flags @ 0..4, tag], mut argument) = stored.split_first_chunk()? else {
+            return None;
+        };
+        let length = match (tag, argument.len()) {
+            (0, _) => Length::Fixed(varint::take(&mut argument).filter(|_| argument.is_empty())? as usize),
+            (1, 0) => Length::Escaped,
+            (2, unit @ 1..=4) => {
+                let mut space = [0; 4];
+                space[..unit].copy_from_slice(argument);
+                Length::Spaced { space, unit }
+            }
+            _ => return None,
+        };
+        Some(Self { nullable: flags & 1 != 0, flip: if flags & 2 != 0 { 0xff } else { 0 }, length })
+    }
+}
+
+impl engine::FirstPart for Extent {
+    fn end(&self, key: &[u8]) -> Option<usize> {
+        self.skip(key, 0).ok()
     }
 }
 

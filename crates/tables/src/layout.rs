@@ -6,8 +6,11 @@
 
 use std::fmt::Write;
 
+use engine::TreeId;
+
+use crate::catalogue::Trees;
 use crate::descriptor::{Collations, Descriptor};
-use crate::keys::{Garbled, Part, is_whole};
+use crate::keys::{Extent, Garbled, Part, is_whole};
 use crate::rows::RowCodec;
 use crate::varint;
 
@@ -77,6 +80,15 @@ impl Layout {
     /// The parts of the primary key; `None` if it is hidden.
     pub(crate) fn primary(&self) -> Option<&IndexCodec> {
         self.descriptor.primary.map(|primary| &self.indexes[primary])
+    }
+
+    /// For each of `trees` whose entries can share the first part of their keys, where it ends.
+    pub(crate) fn first_parts(&self, trees: &Trees) -> Vec<(TreeId, Extent)> {
+        let indexes = self.indexes.iter().zip(&trees.indexes);
+        indexes
+            .filter(|(index, _)| index.parts.len() > 1 || !index.unique)
+            .map(|(index, tree)| (tree.unwrap_or(trees.primary), index.parts[0].extent()))
+            .collect()
     }
 
     /// A number that changes when the stored bytes would.

@@ -9,11 +9,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::{Cursor, Engine, LockMode, LockWait, ReadAs, Txn};
+use engine::{Cursor, Engine, LockMode, LockWait, ReadAs, TreeId, Txn};
 use parking_lot::Mutex;
 
 use crate::backup::{self, Settled};
-use crate::catalogue::{CATALOGUE, FORMAT, Space, Trees, key, table_key};
+use crate::catalogue::{CATALOGUE, FORMAT, Space, Trees, first_part_key, key, table_key};
+use crate::keys::Extent;
 use crate::layout::Layout;
 use crate::session::Counts;
 use crate::table::{TableState, path_key};
@@ -56,6 +57,7 @@ impl Store {
             }
             None => store.change(|txn| Ok(txn.put(CATALOGUE, &format_key, FORMAT)?))?,
         }
+        store.tell_stored_first_parts()?;
         Ok(store)
     }
     /// Writes exact row counts of all tables that were used. Call before the engine is closed.
@@ -102,19 +104,22 @@ impl Store {
                 return Err(Error::TableExists(path.to_owned()));
             }
             claim(txn, &definition.trees)?;
+            put_first_parts(txn, &layout, &definition.trees)?;
             txn.put(CATALOGUE, &path_key(path), &definition.encode())?;
             if auto_increment > 1 {
                 let key = table_key(Space::AutoIncrement, definition.table);
                 txn.put(CATALOGUE, &key, &auto_increment.to_le_bytes())?;
             }
             Ok(())
-        })
+        })?;
+        self.tell_first_parts(&layout, &definition.trees);
+        Ok(())
     }
     /// Removes a table: gone when it returns, its space comes back later.
     pub fn drop_table(&self, path: &str) -> Result<()> {
         let path = normal(path);
         let dropped = self.change(|txn| self.drop_in(txn, path))?;
-        self.states.lock().remove(&dropped);
+        self.forget(&[dropped]);
         Ok(())
     }
     /// Renames a table, to another database too. Statistics and counters stay.
@@ -194,12 +199,9 @@ impl Store {
             for file in &files {
                 txn.delete(CATALOGUE, &key(Space::File, file.as_bytes()))?;
             }
-            tables.iter().map(|path| self.drop_in(txn, path)).collect::<Result<Vec<u64>>>()
+            tables.iter().map(|path| self.drop_in(txn, path)).collect::<Result<Vec<_>>>()
         })?;
-        let mut states = self.states.lock();
-        for table in dropped {
-            states.remove(&table);
-        }
+        self.forget(&dropped);
         Ok(())
     }
 
@@ -210,6 +212,7 @@ impl Store {
         let definition = self.definition(path)?.ok_or_else(|| Error::NoSuchTable(path.to_owned()))?;
         let layout = Layout::new(descriptor, self.collations());
         check_fingerprint(path, &definition, layout.fingerprint())?;
+        self.tell_first_parts(&layout, &definition.trees);
         let state = Arc::clone(
             self.states
                 .lock()
@@ -282,8 +285,7 @@ impl Store {
     /// In one transaction, so that the parts of a table never are of different ages.
     fn carry_out(&self, end: &Settled) -> Result<()> {
         let dropped = self.change(|txn| {
-            let dropped =
-                end.drop.iter().map(|path| self.drop_in(txn, path)).collect::<Result<Vec<u64>>>()?;
+            let dropped = end.drop.iter().map(|path| self.drop_in(txn, path)).collect::<Result<Vec<_>>>()?;
             for (from, to) in &end.rename {
                 let definition =
                     self.locked_definition(txn, from)?.ok_or_else(|| Error::NoSuchTable(from.clone()))?;
@@ -291,8 +293,7 @@ impl Store {
             }
             Ok(dropped)
         })?;
-        let mut states = self.states.lock();
-        dropped.iter().for_each(|table| drop(states.remove(table)));
+        self.forget(&dropped);
         Ok(())
     }
 
@@ -304,24 +305,26 @@ impl Store {
     }
 
     /// Gives a table new, empty trees.
-    pub(crate) fn truncate(&self, path: &str) -> Result<Trees> {
-        self.change(|txn| {
+    pub(crate) fn truncate(&self, path: &str, layout: &Layout) -> Result<Trees> {
+        let (old, new) = self.change(|txn| {
             let mut definition =
                 self.locked_definition(txn, path)?.ok_or_else(|| Error::NoSuchTable(path.to_owned()))?;
-            for tree in definition.trees.all() {
-                txn.drop_tree(tree);
-            }
+            drop_trees(txn, &definition.trees)?;
             let mut fresh = Trees { primary: self.engine.allocate_tree(), indexes: Vec::new() };
             for index in &definition.trees.indexes {
                 fresh.indexes.push(index.map(|_| self.engine.allocate_tree()));
             }
             claim(txn, &fresh)?;
-            definition.trees = fresh;
+            put_first_parts(txn, layout, &fresh)?;
+            let old = std::mem::replace(&mut definition.trees, fresh);
             txn.delete(CATALOGUE, &table_key(Space::AutoIncrement, definition.table))?;
             txn.delete(CATALOGUE, &table_key(Space::Statistics, definition.table))?;
             txn.put(CATALOGUE, &path_key(path), &definition.encode())?;
-            Ok(definition.trees)
-        })
+            Ok((old, definition.trees))
+        })?;
+        old.all().for_each(|tree| self.engine.forget_first_part(tree));
+        self.tell_first_parts(layout, &new);
+        Ok(new)
     }
 
     /// Runs `f` in a transaction of its own and commits it.
@@ -348,19 +351,49 @@ impl Store {
         definition_in(txn, path)
     }
 
-    fn drop_in(&self, txn: &mut Txn, path: &str) -> Result<u64> {
+    fn drop_in(&self, txn: &mut Txn, path: &str) -> Result<Definition> {
         let definition =
             self.locked_definition(txn, path)?.ok_or_else(|| Error::NoSuchTable(path.to_owned()))?;
-        for tree in definition.trees.all() {
-            txn.drop_tree(tree);
-        }
+        drop_trees(txn, &definition.trees)?;
         txn.delete(CATALOGUE, &path_key(path))?;
         txn.delete(CATALOGUE, &table_key(Space::AutoIncrement, definition.table))?;
         txn.delete(CATALOGUE, &table_key(Space::Statistics, definition.table))?;
         if backup::is_backup(path) {
             txn.delete(CATALOGUE, &table_key(Space::Origin, definition.table))?;
         }
-        Ok(definition.table)
+        Ok(definition)
+    }
+
+    /// What is kept in memory of tables that are gone.
+    fn forget(&self, dropped: &[Definition]) {
+        let mut states = self.states.lock();
+        for definition in dropped {
+            states.remove(&definition.table);
+            definition.trees.all().for_each(|tree| self.engine.forget_first_part(tree));
+        }
+    }
+
+    fn tell_first_parts(&self, layout: &Layout, trees: &Trees) {
+        for (tree, extent) in layout.first_parts(trees) {
+            self.engine.set_first_part(tree, Arc::new(extent));
+        }
+    }
+
+    /// Of tables that nobody has opened yet, too: compaction does not wait for them.
+    fn tell_stored_first_parts(&self) -> Result<()> {
+        let prefix = key(Space::FirstPart, &[]);
+        self.read(|txn| {
+            let mut cursor = Cursor::new(&self.engine);
+            cursor.open(txn, CATALOGUE, ReadAs::Newest)?;
+            let mut more = cursor.seek(txn, &prefix)?;
+            while more && let Some(tree) = cursor.key().strip_prefix(&prefix[..]) {
+                if let (Ok(tree), Some(extent)) = (tree.try_into(), Extent::decode(cursor.value())) {
+                    self.engine.set_first_part(TreeId(u32::from_be_bytes(tree)), Arc::new(extent));
+                }
+                more = cursor.next(txn)?;
+            }
+            Ok(())
+        })
     }
 
     /// Calls `each` with name and value of all entries of a space that start with `prefix`, in order.
@@ -403,6 +436,21 @@ fn move_in(txn: &mut Txn, from: &str, to: &str, definition: &Definition) -> Resu
     }
     txn.delete(CATALOGUE, &path_key(from))?;
     Ok(txn.put(CATALOGUE, &path_key(to), &definition.encode())?)
+}
+
+fn put_first_parts(txn: &mut Txn, layout: &Layout, trees: &Trees) -> Result<()> {
+    for (tree, extent) in layout.first_parts(trees) {
+        txn.put(CATALOGUE, &first_part_key(tree), &extent.encode())?;
+    }
+    Ok(())
+}
+
+fn drop_trees(txn: &mut Txn, trees: &Trees) -> Result<()> {
+    for tree in trees.all() {
+        txn.drop_tree(tree);
+        txn.delete(CATALOGUE, &first_part_key(tree))?;
+    }
+    Ok(())
 }
 
 fn definition_in(txn: &mut Txn, path: &str) -> Result<Option<Definition>> {

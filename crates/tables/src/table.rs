@@ -286,7 +286,7 @@ impl Table {
     /// Removes all rows and sets auto-increment back to 1. Takes effect at once, whatever the caller's transaction does later;
     /// the caller holds the table alone (TRUNCATE TABLE).
     pub fn truncate(&self) -> Result<()> {
-        let trees = self.store.truncate(&self.path)?;
+        let trees = self.store.truncate(&self.path, &self.layout)?;
         self.state.replace_trees(&trees);
         Ok(())
     }

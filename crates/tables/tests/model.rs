@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
 use common::*;
+use engine::Job;
 use proptest::prelude::*;
 use tables::{Error, Kind, ReadFlag, RowLock, Session, Store};
 
@@ -26,6 +27,8 @@ enum Op {
     StatementFails,
     Commit,
     Rollback,
+    /// What was committed goes to a run of its own.
+    Flush,
 }
 
 /// A row and the number of its arrival.
@@ -138,6 +141,11 @@ impl Run {
                 self.model.rows = self.committed.rows.clone();
                 self.statement = self.model.clone();
                 self.session.statement_begin();
+            }
+            Op::Flush => {
+                let engine = self.session.store().engine();
+                engine.step(Job::Freeze).unwrap();
+                engine.step(Job::Flush).unwrap();
             }
         }
     }
@@ -444,4 +452,18 @@ agrees! {
     a_table_of_texts_agrees_with_the_model: 1,
     a_table_without_primary_key_agrees_with_the_model: 2,
     a_table_with_descending_keys_agrees_with_the_model: 3
+}
+
+proptest! {
+    // Each flush makes a run that somebody must merge, so there are fewer cases.
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(60) })]
+    #[test]
+    fn a_table_in_many_runs_agrees_with_the_model(
+        (number, ops) in (0usize..4).prop_flat_map(|number| {
+            let op = prop_oneof![12 => any_op(&shapes()[number].columns), 1 => Just(Op::Commit), 1 => Just(Op::Flush)];
+            (Just(number), prop::collection::vec(op, 1..100))
+        }),
+    ) {
+        check(&shapes()[number], &ops);
+    }
 }

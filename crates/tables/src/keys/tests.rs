@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 
 use proptest::prelude::*;
 
-use super::{Part, successor};
+use super::{Extent, Part, successor};
 use crate::common::{self, Ascii, Column, Shape, Text, V, plain};
 use crate::rows::{Parts, RowCodec};
 
@@ -114,6 +114,8 @@ proptest! {
             let mut more = key.clone();
             more.extend_from_slice(b"\x00\x20more");
             prop_assert_eq!(part.skip(&more, 0), Ok(key.len()));
+            let stored = Extent::decode(&part.extent().encode()).expect("our own");
+            prop_assert_eq!(engine::FirstPart::end(&stored, &more), Some(key.len()));
 
             if part.restorable() {
                 let mut image = shape.empty();
@@ -247,6 +249,19 @@ fn the_bytes_of_version_1_stay() {
         let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
         format!("{} {}", hex(&key), hex(&restore))
     };
+    let extent = |column: Column, descending: bool| {
+        let index_part = common::Part { field: 0, prefix: None, descending };
+        let descriptor = Shape::hidden(&[column], &[plain(&[index_part])]).descriptor();
+        Part::new(&descriptor, &descriptor.indexes[0].parts[0], &Ascii).extent().encode()
+    };
+    assert_eq!(extent(common::int(4).null(), true), [1, 3, 0, 4]);
+    assert_eq!(extent(common::varchar(9, Text::Binary), false), [1, 0, 1]);
+    assert_eq!(extent(common::varchar(9, Text::CaselessWide).null(), false), [1, 1, 2, 0, b' ']);
+    for garbled in
+        [&[][..], &[2, 0, 1], &[1, 4, 1], &[1, 0, 3], &[1, 0, 0], &[1, 0, 1, 0], &[1, 0, 2, 1, 1, 1, 1, 1]]
+    {
+        assert_eq!(Extent::decode(garbled), None, "{garbled:?}");
+    }
     let text = common::text;
     assert_eq!(stored(common::int(4), false, V::I(-2)), "7ffffffe ");
     assert_eq!(stored(common::int(3).null(), true, V::I(1)), "fe7ffffe ");
