@@ -6,6 +6,7 @@
 //! * A file that is gone was dropped only if a statement was under way that may drop files. Otherwise somebody deleted a cache, and it is
 //!   filled again. So is a database that is gone as a whole: DROP DATABASE leaves nothing of it in the catalogue before it touches the
 //!   directory itself.
+//! * A directory and a catalogue that were never filled or sealed meet for the first time: what a server has had there so far is adopted.
 //! * In every other case the catalogue counts: a fresh directory, one that was not filled to the end, one that another writer overtook.
 //! * The directory is not sealed while it is filled. A stop in the middle makes the catalogue count at the next start; so what only the
 //!   directory knew is in the catalogue before filling begins.
@@ -127,7 +128,8 @@ impl FileMirror {
         let catalogue = copies.remove(SEAL).and_then(|bytes| Seal::parse(&bytes));
         copies.retain(|name, _| !name.starts_with('#'));
         let here = fs::read(root.join(MARKER)).ok().and_then(|bytes| Seal::parse(&bytes));
-        let counts = directory_counts(continues_local_wal, here.as_ref(), catalogue.as_ref());
+        let belongs = directory_counts(continues_local_wal, here.as_ref(), catalogue.as_ref());
+        let counts = belongs || (here.is_none() && catalogue.is_none());
         let changing = fs::read(root.join(CHANGING)).is_ok_and(|bytes| bytes == b"1");
         let state = State { seal: catalogue.unwrap_or_default(), ..State::default() };
         let mirror =
@@ -148,7 +150,7 @@ impl FileMirror {
             Filling::all(&copies, &present)
         };
         mirror.make_directories()?;
-        if !counts || !filling.write.is_empty() {
+        if !belongs || !filling.write.is_empty() {
             mirror.fill(&filling, &copies, !counts, fresh)?;
         }
         if !counts {

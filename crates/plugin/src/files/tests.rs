@@ -98,6 +98,24 @@ fn a_fresh_directory_gets_back_all_but_the_cached_definitions_of_tables() {
 }
 
 #[test]
+fn what_a_server_had_before_it_met_the_engine_is_adopted() {
+    let store = store();
+    let here = tempfile::tempdir().unwrap();
+    for name in ["test/db.opt", "test/v.frm", "ddl_recovery.log"] {
+        put(here.path(), name, "TYPE=VIEW\n");
+    }
+    fs::create_dir(here.path().join("empty")).unwrap();
+    open_as(here.path(), &store, "here", false);
+    assert_eq!(in_catalogue(&store).keys().collect::<Vec<_>>(), ["test/db.opt", "test/v.frm"]);
+    assert!(here.path().join("empty").exists());
+    assert_eq!(kept(elsewhere(&store).path(), &store), in_catalogue(&store));
+
+    // Not by the next catalogue: the directory has a history.
+    open_as(here.path(), &self::store(), "here", false);
+    assert_eq!(kept(here.path(), &store), Found::new());
+}
+
+#[test]
 fn changes_and_removals_while_running_reach_the_catalogue() {
     let store = store();
     let (here, mirror) = with_shop(&store);
