@@ -110,6 +110,19 @@ impl Filling {
     }
 }
 
+/// The table that a trigger's file is about; `None` for other files, and where it can't be told.
+fn table_of(file: &str, body: &[u8]) -> Option<String> {
+    if let Some(table) = file.strip_suffix(".TRG") {
+        return Some(table.to_owned());
+    }
+    file.strip_suffix(".TRN")?;
+    let table =
+        std::str::from_utf8(body).ok()?.lines().find_map(|line| line.strip_prefix("trigger_table="))?;
+    // Other letters are written in another way in names of files.
+    let plain = table.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    plain.then(|| format!("{}/{table}", database_of(file)))
+}
+
 impl FileMirror {
     /// Brings a data directory and the catalogue together, as the server is about to look at the directory. `fresh` names the directory
     /// if it has to be filled: no other was ever given this name.
@@ -147,6 +160,7 @@ impl FileMirror {
             mirror.sync()?;
             lost
         } else {
+            mirror.forget_orphans(&mut copies)?;
             Filling::all(&copies, &present)
         };
         mirror.make_directories()?;
@@ -162,6 +176,27 @@ impl FileMirror {
         mirror.sync()?;
         mirror.begin_at_rest()?;
         Ok(mirror)
+    }
+
+    /// A machine that is lost after it dropped a table, and before it dropped the table's triggers, leaves these. They would be the next
+    /// table's of this name.
+    fn forget_orphans(&self, copies: &mut Found) -> Result<(), Failure> {
+        let mut tables = BTreeSet::new();
+        for database in self.store.databases()? {
+            self.store.list(&database, &mut |table| {
+                let whole = table.split_once("#P#").map_or(table, |(whole, _)| whole);
+                tables.insert(format!("{database}/{whole}"));
+            })?;
+        }
+        let elsewhere = |table: &str| self.root.join(format!("{table}.frm")).exists();
+        let orphan = |(name, body): &(&String, &Vec<u8>)| {
+            table_of(name, body).is_some_and(|table| !tables.contains(&table) && !elsewhere(&table))
+        };
+        let orphans: Vec<String> = copies.iter().filter(orphan).map(|(name, _)| name.clone()).collect();
+        let removals: Vec<(&str, Option<&[u8]>)> = orphans.iter().map(|name| (name.as_str(), None)).collect();
+        self.store.files_apply(&removals)?;
+        copies.retain(|name, _| !orphans.contains(name));
+        Ok(())
     }
 
     fn begin_at_rest(&self) -> Result<(), Failure> {

@@ -1,6 +1,6 @@
 use super::*;
 use engine::{Background, Engine, Parts, Settings, SimDisk, SystemClock};
-use tables::{CollationId, Collations};
+use tables::{CollationId, Collations, Descriptor, TableImages};
 
 struct NoText;
 impl Collations for NoText {
@@ -55,13 +55,27 @@ fn elsewhere(store: &Arc<Store>) -> tempfile::TempDir {
     there
 }
 
+fn make_table(store: &Store, path: &str) {
+    let nothing = Descriptor {
+        record_length: 1,
+        null_bytes: 1,
+        fields: vec![],
+        indexes: vec![],
+        primary: None,
+        auto_increment: None,
+    };
+    store.create(path, &nothing, TableImages::default(), 0).unwrap();
+}
+
 fn with_shop(store: &Arc<Store>) -> (tempfile::TempDir, FileMirror) {
+    make_table(store, "shop/t");
     let here = tempfile::tempdir().unwrap();
     let mirror = open_as(here.path(), store, "here", false);
     put(here.path(), "shop/db.opt", "utf8mb4\n");
     put(here.path(), "shop/v.frm", "TYPE=VIEW\nquery=1");
     put(here.path(), "shop/t.TRG", "TYPE=TRIGGERS");
     put(here.path(), "shop/t.frm", "\u{1}CISTERN table");
+    put(here.path(), "shop/r.TRN", "TYPE=TRIGGERNAME\ntrigger_table=t\n");
     put(here.path(), "shop/p.frm", "\u{1}partitioned");
     put(here.path(), "shop/p.par", "parts");
     mirror.sync().unwrap();
@@ -113,6 +127,19 @@ fn what_a_server_had_before_it_met_the_engine_is_adopted() {
     // Not by the next catalogue: the directory has a history.
     open_as(here.path(), &self::store(), "here", false);
     assert_eq!(kept(here.path(), &store), Found::new());
+}
+
+#[test]
+fn triggers_of_a_table_that_is_gone_do_not_wait_for_the_next_one_of_its_name() {
+    let store = store();
+    let (_here, mirror) = with_shop(&store);
+    crash(mirror);
+    store.drop_table("shop/t").unwrap(); // the last that reached the bucket
+    let there = elsewhere(&store);
+    assert_eq!(get(there.path(), "shop/t.TRG"), None);
+    assert_eq!(get(there.path(), "shop/r.TRN"), None);
+    assert_eq!(in_catalogue(&store), kept(there.path(), &store));
+    assert!(get(there.path(), "shop/v.frm").is_some());
 }
 
 #[test]
