@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use crate::background::Workers;
 use crate::claim::Fence;
 use crate::commit::Commits;
-use crate::compaction::pressure::Debt;
+use crate::compaction::pressure::{Debt, pauses_merges};
 use crate::compaction::run::{self, Context};
 use crate::first_part::FirstPart;
 use crate::limits::Shape;
@@ -528,14 +528,18 @@ impl Engine {
     }
 
     fn refresh_throttle(&self) {
+        self.throttle.refresh(self.debt());
+    }
+
+    fn debt(&self) -> Debt {
         let (l0_runs, compaction_bytes) = self.tree.debt();
-        self.throttle.refresh(Debt {
+        Debt {
             l0_runs,
             frozen_memtables: self.commits.frozen_count(),
             compaction_bytes,
             unuploaded_bytes: self.store.unuploaded_bytes() + self.unuploaded_wal(),
             unuploaded_bytes_max: self.settings.unuploaded_bytes_max,
-        });
+        }
     }
 
     fn unuploaded_wal(&self) -> u64 {
@@ -589,6 +593,8 @@ impl Engine {
             Some(Sending::Publish(edit)) => {
                 manifest.publish(&edit)?;
                 self.tree.published();
+                // Merges may have paused for want of this.
+                self.workers.ring(Job::Compact);
                 self.counters.published.fetch_add(1, Ordering::Relaxed);
                 if edit.flushed.is_some() {
                     points::pass(Point::BeforeTrim);
@@ -614,6 +620,9 @@ impl Engine {
     }
 
     fn compact(&self) -> Result<bool> {
+        if pauses_merges(&self.debt(), &self.settings.shape) {
+            return Ok(false);
+        }
         let threads = self.settings.background == Background::Threads;
         let parts = if threads { SUBCOMPACTIONS } else { 1 };
         let snapshots = self.snapshots.live(self.visible_counter());

@@ -468,6 +468,38 @@ fn an_outage_of_the_bucket_stops_nobody_until_the_limit_and_loses_nothing() {
     assert_eq!(all(&engine, &mut engine.begin(), TREE).len(), acknowledged + 1);
 }
 
+/// What a merge writes during an outage only adds to what waits, so beyond half of the limit the rest is left to writers.
+#[test]
+fn merges_pause_in_an_outage_and_go_on_after_it() {
+    let place = Place::new();
+    let faulty = Arc::new(FaultyBucket::new(place.bucket(), 1, Vec::new()).with_tries(1));
+    let limit = 2 << 20;
+    let mut settings = Settings { unuploaded_bytes_max: limit, ..manual() };
+    settings.shape.l0_runs_stop = 200;
+    let engine = open_at(place.data.path(), Arc::clone(&faulty) as _, settings).unwrap();
+    faulty.faults().set_rules(vec![Rule::outage()]);
+    let mut random = Random(7);
+    let mut merged_beyond_half = 0;
+    let error = loop {
+        let value: String = (0..1000).map(|_| char::from(b'!' + random.below(90) as u8)).collect();
+        if let Err(error) = put(&engine, &format!("{:06}", random.below(100_000)), &value) {
+            break error;
+        }
+        engine.step(Job::Flush).unwrap();
+        let waiting = status(&engine, "unuploaded_bytes") + status(&engine, "wal_unuploaded_bytes");
+        while engine.step(Job::Compact).unwrap() {
+            merged_beyond_half += u64::from(waiting > limit / 2);
+        }
+    };
+    assert_eq!(error.kind(), Kind::Full);
+    assert_eq!(merged_beyond_half, 0);
+    let (paused, runs) = (status(&engine, "compactions"), status(&engine, "l0_runs"));
+    assert!(paused > 0 && runs > 4, "{paused} merges before the pause, {runs} runs wait");
+    faulty.faults().set_rules(Vec::new());
+    drain(&engine);
+    assert!(status(&engine, "compactions") > paused && status(&engine, "l0_runs") < 4);
+}
+
 #[test]
 fn an_old_snapshot_reads_the_same_while_everything_under_it_is_merged_away() {
     let place = Place::new();

@@ -62,6 +62,12 @@ pub(crate) fn pressure(debt: &Debt, shape: &Shape) -> Pressure {
     }
 }
 
+/// Whether merges have to wait. Until the bucket answers their outputs only add to what waits for it; so beyond half of the limit the rest
+/// is left to writers, unless so many runs are in L0 that these would stop first.
+pub(crate) fn pauses_merges(debt: &Debt, shape: &Shape) -> bool {
+    debt.unuploaded_bytes > debt.unuploaded_bytes_max / 2 && debt.l0_runs < shape.l0_runs_stop / 2
+}
+
 /// How long a writer of `bytes` waits under `pressure` if it is alone.
 pub(crate) fn delay(bytes: u64, bytes_per_second: u64) -> Duration {
     Duration::from_nanos(bytes.saturating_mul(1_000_000_000) / bytes_per_second.max(1))
@@ -101,6 +107,17 @@ mod tests {
     fn the_upload_limit_is_an_error_and_not_a_wait() {
         let debt = Debt { l0_runs: 99, unuploaded_bytes: 10, unuploaded_bytes_max: 10, ..Debt::default() };
         assert_eq!(pressure(&debt, &Shape::default()), Pressure::Full);
+    }
+
+    #[test]
+    fn merges_pause_beyond_half_of_the_upload_limit_unless_writers_would_wait_for_them() {
+        let paused = |l0_runs, unuploaded_bytes| {
+            let debt = Debt { l0_runs, unuploaded_bytes, unuploaded_bytes_max: 10, ..Debt::default() };
+            pauses_merges(&debt, &Shape::default())
+        };
+        assert!(!paused(4, 5));
+        assert!(paused(4, 6) && paused(11, 10));
+        assert!(!paused(12, 10));
     }
 
     #[test]
