@@ -600,7 +600,7 @@ void ha_cistern::set_columns()
 
 void ha_cistern::column_bitmaps_signal()
 {
-  if (cursor)
+  if (cursor && inited != NONE)             /* else index_init or rnd_init will tell */
     set_columns();
 }
 

@@ -25,13 +25,15 @@ pub use self::iter::{InOrder, MemtableIter};
 
 /// Shards of a shared memtable's arena: as many threads insert without meeting.
 const SHARDS: usize = 8;
-/// Tree ids are given out one by one, so the low bits spread them well.
+/// Tree ids are given out one by one, so the low bits spread them well. Powers of two.
 const BUCKETS: usize = 256;
+/// A transaction writes to few trees, and its memtable is walked and reset for each commit.
+const BUCKETS_FOR_ONE_THREAD: usize = 8;
 
 /// The newest writes, in memory.
 pub struct Memtable {
     arena: Arena,
-    buckets: Box<[Link<Tree>; BUCKETS]>,
+    buckets: Box<[Link<Tree>]>,
     tree_count: AtomicUsize,
     /// Held while a tree is added.
     adding: Mutex<()>,
@@ -40,18 +42,18 @@ pub struct Memtable {
 impl Memtable {
     /// An empty one for many threads.
     pub fn new() -> Arc<Self> {
-        Arc::new(Self::with_shards(SHARDS))
+        Arc::new(Self::with(SHARDS, BUCKETS))
     }
 
     /// An empty one that a single thread inserts into.
     pub(crate) fn for_one_thread() -> Self {
-        Self::with_shards(1)
+        Self::with(1, BUCKETS_FOR_ONE_THREAD)
     }
 
-    fn with_shards(shards: usize) -> Self {
+    fn with(shards: usize, buckets: usize) -> Self {
         Self {
             arena: Arena::new(shards),
-            buckets: Box::new(std::array::from_fn(|_| Link::default())),
+            buckets: (0..buckets).map(|_| Link::default()).collect(),
             tree_count: AtomicUsize::new(0),
             adding: Mutex::new(()),
         }
@@ -170,7 +172,7 @@ impl Memtable {
     }
 
     fn bucket(&self, id: TreeId) -> &Link<Tree> {
-        &self.buckets[id.0 as usize % BUCKETS]
+        &self.buckets[id.0 as usize & (self.buckets.len() - 1)]
     }
 
     /// Trees added so far, dropped ones included.
