@@ -29,7 +29,8 @@ enum cistern_collation_fact {
   CISTERN_BINARY= 1,          /* my_charset_bin */
   CISTERN_NO_PAD= 2,          /* MY_CS_NOPAD */
   CISTERN_BYTE_COMPARABLE= 4, /* a _bin collation whose order is that of the bytes */
-  CISTERN_ONE_LEVEL= 8        /* weights of one level, each character's its own */
+  CISTERN_ONE_LEVEL= 8,       /* weights of one level */
+  CISTERN_LEVELS_APART= 16    /* several levels, whose weights can be had apart */
 };
 typedef struct {
   const void *collation;      /* CHARSET_INFO, lives as long as the process */
@@ -46,9 +47,8 @@ typedef struct {
 } cistern_descriptor;
 
 typedef struct {
-  /* Weights of the text, unpadded, into room; returns their length, or the negated room that is needed. */
-  ptrdiff_t (*weights)(const void *collation, const uint8_t *text, size_t length, uint8_t *room, size_t room_length);
-  void (*padded_weights)(const void *collation, const uint8_t *text, size_t length, size_t chars, uint8_t *room, size_t bytes);
+  /* Weights of the text, unpadded and whole, into room; returns their length, or the negated room to try next. levels: MY_STRXFRM_LEVEL bits, 0 for all. */
+  ptrdiff_t (*weights)(const void *collation, uint32_t levels, const uint8_t *text, size_t length, uint8_t *room, size_t room_length);
   size_t (*prefix_bytes)(const void *collation, const uint8_t *text, size_t length, size_t chars);
   int (*killed)(void *thd);                                /* also true when the client has gone away */
   void (*log)(int level, const char *text, size_t length); /* 0 information, 1 warning, 2 error */

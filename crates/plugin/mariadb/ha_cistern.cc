@@ -79,25 +79,12 @@ static uint64_t lock_timeout_ms(THD *thd)
 
 static cistern_text text_of(const char *s) { return cistern_text{ s ? s : "", s ? strlen(s) : 0 }; }
 
-static ptrdiff_t ask_weights(const void *collation, const uint8_t *text, size_t length, uint8_t *room, size_t room_length)
+static ptrdiff_t ask_weights(const void *collation, uint32_t levels, const uint8_t *text, size_t length, uint8_t *room, size_t room_length)
 {
   CHARSET_INFO *cs= (CHARSET_INFO *) collation;
-  size_t needed= cs->coll->strnxfrmlen(cs, length);
-  if (needed > room_length)
-    return -(ptrdiff_t) needed;
-  return (ptrdiff_t) cs->coll->strnxfrm(cs, room, room_length, UINT_MAX32, text, length, 0);
-}
-
-static void ask_padded_weights(const void *collation, const uint8_t *text, size_t length, size_t chars, uint8_t *room, size_t bytes)
-{
-  CHARSET_INFO *cs= (CHARSET_INFO *) collation;
-  /* These compare as if there were no spaces at the end, but some (cp1250_czech_cs) weigh those that are there and add none where they are not. */
-  if (!(cs->state & MY_CS_NOPAD) && cs->mbminlen == 1)
-    while (length && text[length - 1] == ' ')
-      length--;
-  size_t written= cs->coll->strnxfrm(cs, room, bytes, (uint) chars, text, length, MY_STRXFRM_PAD_WITH_SPACE | MY_STRXFRM_PAD_TO_MAXLEN);
-  if (written < bytes)
-    memset(room + written, 0, bytes - written);
+  /* strnxfrm cuts what finds no room. How much is needed nobody knows: strnxfrmlen forgets the separators of the Czech passes and the longest expansions. */
+  size_t written= cs->coll->strnxfrm(cs, room, room_length, UINT_MAX32, text, length, levels);
+  return written + 8 < room_length ? (ptrdiff_t) written : -(ptrdiff_t) (room_length * 2 + 64);
 }
 
 static size_t ask_prefix_bytes(const void *collation, const uint8_t *text, size_t length, size_t chars)
@@ -122,7 +109,7 @@ static void ask_log(int level, const char *text, size_t length)
   }
 }
 
-static const cistern_callbacks callbacks= { ask_weights, ask_padded_weights, ask_prefix_bytes, ask_killed, ask_log };
+static const cistern_callbacks callbacks= { ask_weights, ask_prefix_bytes, ask_killed, ask_log };
 
 /* ---- a table's shape ---- */
 
@@ -142,9 +129,10 @@ class Shape
       facts|= CISTERN_NO_PAD;
     if ((cs->state & MY_CS_BINSORT) && (cs->mbmaxlen == 1 || !strncmp(cs->cs_name.str, "utf8", 4)))
       facts|= CISTERN_BYTE_COMPARABLE;
-    /* Thai moves vowels before it weighs, so a text's weights are not the sum of its characters'. */
-    if (cs->levels_for_order <= 1 && strcmp(cs->cs_name.str, "tis620"))
+    if (cs->levels_for_order <= 1)
       facts|= CISTERN_ONE_LEVEL;
+    else if (cs->uca)
+      facts|= CISTERN_LEVELS_APART;
     return facts;
   }
 

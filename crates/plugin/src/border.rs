@@ -6,8 +6,8 @@
 use std::ffi::{c_char, c_int, c_void};
 
 use tables::{
-    CollationId, Collations, Descriptor, Field, Index, IndexPart, Kind, RangeEnd, ReadFlag, Storage,
-    TextOrder,
+    CollationId, Collations, Descriptor, Field, Index, IndexPart, Kind, LEVELS_MAX, RangeEnd, ReadFlag,
+    Storage, TextOrder,
 };
 
 #[repr(C)]
@@ -113,15 +113,13 @@ impl FfiRangeEnd {
     }
 }
 
-pub type WeightsCall = unsafe extern "C" fn(*const c_void, *const u8, usize, *mut u8, usize) -> isize;
-pub type PaddedWeightsCall = unsafe extern "C" fn(*const c_void, *const u8, usize, usize, *mut u8, usize);
+pub type WeightsCall = unsafe extern "C" fn(*const c_void, u32, *const u8, usize, *mut u8, usize) -> isize;
 pub type PrefixCall = unsafe extern "C" fn(*const c_void, *const u8, usize, usize) -> usize;
 
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Callbacks {
     pub weights: WeightsCall,
-    pub padded_weights: PaddedWeightsCall,
     pub prefix_bytes: PrefixCall,
     pub killed: unsafe extern "C" fn(*mut c_void) -> c_int,
     pub log: unsafe extern "C" fn(c_int, *const c_char, usize),
@@ -149,6 +147,7 @@ const BINARY: u8 = 1;
 const NO_PAD: u8 = 2;
 const BYTE_COMPARABLE: u8 = 4;
 const ONE_LEVEL: u8 = 8;
+const LEVELS_APART: u8 = 16;
 
 impl FfiDescriptor {
     /// # Safety
@@ -191,7 +190,7 @@ impl FfiField {
             kind,
             length_bytes: self.length_bytes,
             order: if text {
-                text_order(self.collation_facts, kind, || space_weight(collation, collations))
+                text_order(self.collation_facts, kind, |level| space_weight(collation, level, collations))
             } else {
                 TextOrder::Bytes
             },
@@ -220,7 +219,7 @@ fn kind_of(number: u8) -> Kind {
 }
 
 /// How values compare, from what the shim knows of the collation. Stored keys depend on it: never change an answer.
-fn text_order(facts: u8, kind: Kind, space: impl FnOnce() -> Vec<u8>) -> TextOrder {
+fn text_order(facts: u8, kind: Kind, space: impl Fn(Option<u32>) -> Vec<u8>) -> TextOrder {
     let is = |fact: u8| facts & fact != 0;
     // A CHAR comes with the spaces of its record, so padding never matters but for values that end in less than a space.
     let no_pad = is(NO_PAD) && kind != Kind::Char;
@@ -228,14 +227,18 @@ fn text_order(facts: u8, kind: Kind, space: impl FnOnce() -> Vec<u8>) -> TextOrd
         TextOrder::Bytes
     } else if is(BYTE_COMPARABLE) {
         if no_pad { TextOrder::Bytes } else { TextOrder::BytesSpacePadded }
-    } else if !is(ONE_LEVEL) {
-        TextOrder::Padded
     } else if no_pad {
         TextOrder::Weights
+    } else if is(LEVELS_APART) {
+        let weights = (0..LEVELS_MAX as u32).map(|level| space(Some(level)));
+        let spaces: Vec<[u8; 2]> = weights.map(|weight| weight.try_into().unwrap_or_default()).collect();
+        TextOrder::LevelsSpacePadded { spaces: spaces.try_into().expect("as many as there are levels") }
+    } else if !is(ONE_LEVEL) {
+        TextOrder::WeightsWithoutSpaces
     } else {
-        let weight = space();
+        let weight = space(None);
         if weight.len() > 4 || weight.iter().all(|&byte| byte == 0) {
-            return TextOrder::Padded;
+            return TextOrder::WeightsWithoutSpaces;
         }
         let mut space = [0; 4];
         space[..weight.len()].copy_from_slice(&weight);
@@ -243,9 +246,13 @@ fn text_order(facts: u8, kind: Kind, space: impl FnOnce() -> Vec<u8>) -> TextOrd
     }
 }
 
-fn space_weight(collation: CollationId, collations: &dyn Collations) -> Vec<u8> {
-    let mut weight = Vec::new();
-    collations.weights(collation, &collations_space(collation, collations), &mut weight);
+/// In one level, or in all of them.
+fn space_weight(collation: CollationId, level: Option<u32>, collations: &dyn Collations) -> Vec<u8> {
+    let (space, mut weight) = (collations_space(collation, collations), Vec::new());
+    match level {
+        None => collations.weights(collation, &space, &mut weight),
+        Some(level) => collations.level_weights(collation, level, &space, &mut weight),
+    }
     weight
 }
 
@@ -347,16 +354,26 @@ mod tests {
 
     #[test]
     fn a_collation_is_kept_in_the_order_that_its_facts_call_for() {
-        let space = || vec![0x20];
+        let space = |_: Option<u32>| vec![0x20];
         assert_eq!(text_order(BINARY | BYTE_COMPARABLE, Kind::VarChar, space), TextOrder::Bytes);
         assert_eq!(text_order(BYTE_COMPARABLE, Kind::VarChar, space), TextOrder::BytesSpacePadded);
         assert_eq!(text_order(BYTE_COMPARABLE | NO_PAD, Kind::VarChar, space), TextOrder::Bytes);
         assert_eq!(text_order(BYTE_COMPARABLE | NO_PAD, Kind::Char, space), TextOrder::BytesSpacePadded);
         assert_eq!(text_order(ONE_LEVEL | NO_PAD, Kind::Blob, space), TextOrder::Weights);
-        assert_eq!(text_order(NO_PAD, Kind::VarChar, space), TextOrder::Padded);
-        assert_eq!(text_order(ONE_LEVEL, Kind::VarChar, Vec::new), TextOrder::Padded);
+        assert_eq!(text_order(0, Kind::VarChar, space), TextOrder::WeightsWithoutSpaces);
+        assert_eq!(text_order(ONE_LEVEL, Kind::VarChar, |_| vec![]), TextOrder::WeightsWithoutSpaces);
+        let level = |level: Option<u32>| {
+            [vec![2, 9], vec![], vec![0, 2], vec![]][level.unwrap_or(3) as usize].clone()
+        };
+        assert_eq!(text_order(LEVELS_APART | NO_PAD, Kind::VarChar, level), TextOrder::Weights);
+        for facts in [LEVELS_APART, LEVELS_APART | NO_PAD] {
+            assert_eq!(
+                text_order(facts, Kind::Char, level),
+                TextOrder::LevelsSpacePadded { spaces: [[2, 9], [0, 0], [0, 2], [0, 0]] }
+            );
+        }
         assert_eq!(
-            text_order(ONE_LEVEL, Kind::VarChar, || vec![0, 0x20]),
+            text_order(ONE_LEVEL, Kind::VarChar, |_| vec![0, 0x20]),
             TextOrder::WeightsSpacePadded { space: [0, 0x20, 0, 0], space_bytes: 2 }
         );
     }

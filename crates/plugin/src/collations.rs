@@ -4,22 +4,17 @@ use std::ffi::c_void;
 
 use tables::{CollationId, Collations};
 
-use crate::border::{Callbacks, PaddedWeightsCall, PrefixCall, WeightsCall};
+use crate::border::{Callbacks, PrefixCall, WeightsCall};
 
 /// Asks the server.
 pub struct ServerCollations {
     weights: WeightsCall,
-    padded_weights: PaddedWeightsCall,
     prefix_bytes: PrefixCall,
 }
 
 impl ServerCollations {
     pub fn new(callbacks: &Callbacks) -> Self {
-        Self {
-            weights: callbacks.weights,
-            padded_weights: callbacks.padded_weights,
-            prefix_bytes: callbacks.prefix_bytes,
-        }
+        Self { weights: callbacks.weights, prefix_bytes: callbacks.prefix_bytes }
     }
 }
 
@@ -27,8 +22,9 @@ fn pointer(collation: CollationId) -> *const c_void {
     collation.0 as *const c_void
 }
 
-impl Collations for ServerCollations {
-    fn weights(&self, collation: CollationId, text: &[u8], out: &mut Vec<u8>) {
+impl ServerCollations {
+    /// `levels` are the server's bits, 0 for all.
+    fn ask(&self, collation: CollationId, levels: u32, text: &[u8], out: &mut Vec<u8>) {
         let mut room = 2 * text.len() + 16;
         loop {
             out.reserve(room);
@@ -37,6 +33,7 @@ impl Collations for ServerCollations {
             let written = unsafe {
                 (self.weights)(
                     pointer(collation),
+                    levels,
                     text.as_ptr(),
                     text.len(),
                     spare.as_mut_ptr().cast(),
@@ -55,29 +52,15 @@ impl Collations for ServerCollations {
             }
         }
     }
+}
 
-    fn padded_weights(
-        &self,
-        collation: CollationId,
-        text: &[u8],
-        chars: usize,
-        bytes: usize,
-        out: &mut Vec<u8>,
-    ) {
-        let start = out.len();
-        out.resize(start + bytes, 0);
-        let room = &mut out[start..];
-        // SAFETY: as above.
-        unsafe {
-            (self.padded_weights)(
-                pointer(collation),
-                text.as_ptr(),
-                text.len(),
-                chars,
-                room.as_mut_ptr(),
-                room.len(),
-            );
-        }
+impl Collations for ServerCollations {
+    fn weights(&self, collation: CollationId, text: &[u8], out: &mut Vec<u8>) {
+        self.ask(collation, 0, text, out);
+    }
+
+    fn level_weights(&self, collation: CollationId, level: u32, text: &[u8], out: &mut Vec<u8>) {
+        self.ask(collation, 1 << level, text, out);
     }
 
     fn prefix_bytes(&self, collation: CollationId, text: &[u8], chars: usize) -> usize {

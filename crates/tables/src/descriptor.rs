@@ -13,16 +13,9 @@ pub trait Collations: Send + Sync + 'static {
     /// Appends to `out` the weights of `text`, all of them, without padding (`strnxfrm` with flags 0, and `nweights`
     /// and room large enough that nothing is cut: expansions make more weights than characters).
     fn weights(&self, collation: CollationId, text: &[u8], out: &mut Vec<u8>);
-    /// Appends the weights of `text` padded with spaces to those of `chars` characters (`MY_STRXFRM_PAD_WITH_SPACE |
-    /// MY_STRXFRM_PAD_TO_MAXLEN`), exactly `bytes` of them. Only for [`TextOrder::Padded`].
-    fn padded_weights(
-        &self,
-        collation: CollationId,
-        text: &[u8],
-        chars: usize,
-        bytes: usize,
-        out: &mut Vec<u8>,
-    );
+    /// The same of one level alone (`MY_STRXFRM_LEVEL1 << level`); nothing if the collation has no such level. Only asked where
+    /// levels can be had apart: [`TextOrder::LevelsSpacePadded`].
+    fn level_weights(&self, collation: CollationId, level: u32, text: &[u8], out: &mut Vec<u8>);
     /// How many bytes of `text` its first `chars` characters take (`charpos`, at most the length of `text`).
     fn prefix_bytes(&self, collation: CollationId, text: &[u8], chars: usize) -> usize;
 }
@@ -47,9 +40,19 @@ pub enum TextOrder {
         /// How many bytes of `space` count.
         space_bytes: u8,
     },
-    /// For anything else (several levels, a space of no weight): always the weights of the full length of the key part.
-    Padded,
+    /// Several levels of the UCA, each compared as if both values were followed by spaces without end, the first that differs
+    /// decides: `uca1400_as_cs`. CHAR columns of NO PAD collations too; others of those are [`TextOrder::Weights`], because all levels'
+    /// weights in a row compare as the levels do: a weight of a later level is less than any of an earlier one.
+    LevelsSpacePadded {
+        /// The weight of a space in each level; zeros where the collation does without the level.
+        spaces: [[u8; 2]; LEVELS_MAX],
+    },
+    /// Weights of the value without the spaces at its end, a shorter one first: the two Czech collations of several passes.
+    WeightsWithoutSpaces,
 }
+
+/// Levels that a collation of [`TextOrder::LevelsSpacePadded`] may have.
+pub const LEVELS_MAX: usize = 4;
 
 /// How a column's bytes in the record are to be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,8 +122,7 @@ pub struct IndexPart {
     pub store_length: u32,
     /// HA_REVERSE_SORT.
     pub descending: bool,
-    /// Most bytes of weights that `length` bytes of text can make (`strnxfrmlen(length)`); exact for
-    /// [`TextOrder::Padded`]. 0 for other kinds.
+    /// Most bytes of weights that `length` bytes of text can make (`strnxfrmlen(length)`). 0 for other kinds.
     pub weight_bytes_max: u32,
 }
 

@@ -5,7 +5,7 @@
 //!   exactly the bytes of those parts, and ranges are plain byte ranges.
 //! * Equal values (in the column's collation) have equal encodings; what that loses is kept beside the key as *restore* bytes.
 
-use crate::descriptor::{CollationId, Collations, Descriptor, Field, IndexPart, Kind, TextOrder};
+use crate::descriptor::{CollationId, Collations, Descriptor, Field, IndexPart, Kind, LEVELS_MAX, TextOrder};
 use crate::rows::Slot;
 use crate::varint;
 
@@ -52,7 +52,8 @@ enum Shape {
     SpacedBytes,
     Weights,
     SpacedWeights { space: [u8; 4], unit: usize },
-    Padded { chars: usize, bytes: usize },
+    SpacedLevels { spaces: [[u8; 2]; LEVELS_MAX] },
+    StrippedWeights,
 }
 
 /// How the server lays the value out in a key tuple, after the null byte.
@@ -76,6 +77,7 @@ enum Length {
     Fixed(usize),
     Escaped,
     Spaced { space: [u8; 4], unit: usize },
+    SpacedLevels { spaces: [[u8; 2]; LEVELS_MAX] },
 }
 
 /// A key that does not parse.
@@ -100,7 +102,8 @@ impl Part {
                 TextOrder::WeightsSpacePadded { space, space_bytes } => {
                     Shape::SpacedWeights { space, unit: usize::from(space_bytes) }
                 }
-                TextOrder::Padded => Shape::Padded { chars, bytes: part.weight_bytes_max as usize },
+                TextOrder::LevelsSpacePadded { spaces } => Shape::SpacedLevels { spaces },
+                TextOrder::WeightsWithoutSpaces => Shape::StrippedWeights,
             },
         };
         let tuple = match field.kind {
@@ -129,7 +132,7 @@ impl Part {
     pub(crate) fn fixed_len(&self) -> Option<usize> {
         match self.shape {
             _ if self.nullable => None,
-            Shape::Int(n) | Shape::UInt(n) | Shape::Fixed(n) | Shape::Padded { bytes: n, .. } => Some(n),
+            Shape::Int(n) | Shape::UInt(n) | Shape::Fixed(n) => Some(n),
             Shape::Float => Some(4),
             Shape::Double => Some(8),
             _ => None,
@@ -139,15 +142,16 @@ impl Part {
     /// Most bytes of an encoding.
     pub(crate) fn max_len(&self, part: &IndexPart) -> usize {
         let text = match self.shape {
-            Shape::SpacedWeights { .. } | Shape::Weights => part.weight_bytes_max.max(part.length) as usize,
-            _ => part.length as usize,
+            Shape::Bytes | Shape::SpacedBytes => part.length as usize,
+            _ => part.weight_bytes_max.max(part.length) as usize,
         };
         let value = match self.shape {
-            Shape::Bytes | Shape::Weights => text * 2 + 2,
+            Shape::Bytes | Shape::Weights | Shape::StrippedWeights => text * 2 + 2,
             // At worst each second unit is a lone space, which takes a marker and a count more.
             Shape::SpacedBytes => text * 2 + 6,
             Shape::SpacedWeights { unit, .. } => text * 2 + unit + 6,
-            Shape::Int(n) | Shape::UInt(n) | Shape::Fixed(n) | Shape::Padded { bytes: n, .. } => n,
+            Shape::SpacedLevels { .. } => text * 2 + LEVELS_MAX * (2 + 6),
+            Shape::Int(n) | Shape::UInt(n) | Shape::Fixed(n) => n,
             Shape::Float => 4,
             Shape::Double => 8,
         };
@@ -241,10 +245,19 @@ impl Part {
                 collations.weights(self.collation, self.trim(value, collations), scratch);
                 escape_spaces(scratch, &space[..unit], out);
             }
-            Shape::Padded { chars, bytes } => {
-                let (start, value) = (out.len(), self.trim(value, collations));
-                collations.padded_weights(self.collation, value, chars, bytes, out);
-                out.resize(start + bytes, 0);
+            Shape::SpacedLevels { spaces } => {
+                let value = self.trim(value, collations);
+                for (level, space) in levels(&spaces) {
+                    scratch.clear();
+                    collations.level_weights(self.collation, level, value, scratch);
+                    escape_spaces(scratch, space, out);
+                }
+            }
+            Shape::StrippedWeights => {
+                scratch.clear();
+                let value = strip_spaces(self.trim(value, collations));
+                collations.weights(self.collation, value, scratch);
+                escape_zeros(scratch, out);
             }
         }
     }
@@ -283,14 +296,13 @@ impl Part {
     /// Where it ends in a key.
     pub(crate) fn extent(&self) -> Extent {
         let length = match self.shape {
-            Shape::Int(n) | Shape::UInt(n) | Shape::Fixed(n) | Shape::Padded { bytes: n, .. } => {
-                Length::Fixed(n)
-            }
+            Shape::Int(n) | Shape::UInt(n) | Shape::Fixed(n) => Length::Fixed(n),
             Shape::Float => Length::Fixed(4),
             Shape::Double => Length::Fixed(8),
-            Shape::Bytes | Shape::Weights => Length::Escaped,
+            Shape::Bytes | Shape::Weights | Shape::StrippedWeights => Length::Escaped,
             Shape::SpacedBytes => Length::Spaced { space: [b' ', 0, 0, 0], unit: 1 },
             Shape::SpacedWeights { space, unit } => Length::Spaced { space, unit },
+            Shape::SpacedLevels { spaces } => Length::SpacedLevels { spaces },
         };
         Extent { nullable: self.nullable, flip: self.flip, length }
     }
@@ -366,15 +378,11 @@ impl Part {
                 }
                 end
             }
-            Shape::Weights | Shape::SpacedWeights { .. } | Shape::Padded { .. } => {
-                let end = match self.shape {
-                    Shape::Weights => walk_zeros(key, at, flip, |_| ())?,
-                    Shape::SpacedWeights { space, unit } => {
-                        walk_spaces(key, at, flip, &space[..unit], |_| ())?
-                    }
-                    Shape::Padded { bytes, .. } => at + bytes,
-                    _ => return Err(Garbled),
-                };
+            Shape::Weights
+            | Shape::SpacedWeights { .. }
+            | Shape::SpacedLevels { .. }
+            | Shape::StrippedWeights => {
+                let end = self.extent().skip_value(key, at)?;
                 if self.keeps_restore() {
                     let len = varint::take(restore).ok_or(Garbled)? as usize;
                     scratch.extend_from_slice(take(restore, len)?);
@@ -475,12 +483,19 @@ impl Extent {
                 _ => return Err(Garbled),
             }
         }
-        let end = match self.length {
+        let end = self.skip_value(key, at)?;
+        if end > key.len() { Err(Garbled) } else { Ok(end) }
+    }
+
+    /// The same for a value that is not NULL, behind its marker. May be beyond the end of the key.
+    fn skip_value(&self, key: &[u8], at: usize) -> Result<usize, Garbled> {
+        Ok(match self.length {
             Length::Fixed(n) => at + n,
             Length::Escaped => walk_zeros(key, at, self.flip, |_| ())?,
             Length::Spaced { space, unit } => walk_spaces(key, at, self.flip, &space[..unit], |_| ())?,
-        };
-        if end > key.len() { Err(Garbled) } else { Ok(end) }
+            Length::SpacedLevels { spaces } => levels(&spaces)
+                .try_fold(at, |at, (_, space)| walk_spaces(key, at, self.flip, space, |_| ()))?,
+        })
     }
 
     /// The stored form (`docs/formats/catalogue.md`).
@@ -493,6 +508,7 @@ impl Extent {
             }
             Length::Escaped => (1, Vec::new()),
             Length::Spaced { space, unit } => (2, space[..*unit].to_vec()),
+            Length::SpacedLevels { spaces } => (3, levels(spaces).flat_map(|(_, space)| *space).collect()),
         };
         let flags = u8::from(self.nullable) | u8::from(self.flip != 0) << 1;
         [&[EXTENT_VERSION, flags, tag], &argument[..]].concat()
@@ -511,6 +527,13 @@ impl Extent {
                 space[..unit].copy_from_slice(argument);
                 Length::Spaced { space, unit }
             }
+            (3, 2 | 4 | 6 | 8) => {
+                let mut spaces = [[0; 2]; LEVELS_MAX];
+                for (to, from) in spaces.iter_mut().zip(argument.chunks_exact(2)) {
+                    to.copy_from_slice(from);
+                }
+                Length::SpacedLevels { spaces }
+            }
             _ => return None,
         };
         Some(Self { nullable: flags & 1 != 0, flip: if flags & 2 != 0 { 0xff } else { 0 }, length })
@@ -521,6 +544,11 @@ impl engine::FirstPart for Extent {
     fn end(&self, key: &[u8]) -> Option<usize> {
         self.skip(key, 0).ok()
     }
+}
+
+/// The levels that a collation has, and a space's weight in each.
+fn levels(spaces: &[[u8; 2]; LEVELS_MAX]) -> impl Iterator<Item = (u32, &[u8; 2])> {
+    (0..).zip(spaces).filter(|(_, space)| **space != [0, 0])
 }
 
 /// Whether the part counts all of the column's value.

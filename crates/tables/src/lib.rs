@@ -24,7 +24,7 @@ pub use backup::Settled;
 pub use catalogue::Definition;
 pub use cursor::{ReadFlag, Record, RowCursor, RowLock};
 pub use descriptor::{
-    CollationId, Collations, Descriptor, Field, Index, IndexPart, Kind, Storage, TextOrder,
+    CollationId, Collations, Descriptor, Field, Index, IndexPart, Kind, LEVELS_MAX, Storage, TextOrder,
 };
 pub use error::{Error, Result};
 pub use session::{Savepoint, Session};

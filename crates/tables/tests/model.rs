@@ -409,7 +409,7 @@ fn shapes() -> Vec<Shape> {
         ],
     );
     let reversed = Shape::new(
-        &[int(3), varchar(4, Text::BinaryPadded), char(5, Text::CaselessFull), float(), uint(8)],
+        &[int(3), varchar(4, Text::BinaryPadded), char(5, Text::TwoLevels), float(), uint(8)],
         &[
             unique(&[part(4).desc(), part(1)]),
             plain(&[part(2).desc()]),

@@ -7,10 +7,8 @@ impl Collations for NoText {
     fn weights(&self, _: CollationId, text: &[u8], out: &mut Vec<u8>) {
         out.extend_from_slice(text);
     }
-    fn padded_weights(&self, _: CollationId, text: &[u8], _: usize, bytes: usize, out: &mut Vec<u8>) {
-        let start = out.len();
+    fn level_weights(&self, _: CollationId, _: u32, text: &[u8], out: &mut Vec<u8>) {
         out.extend_from_slice(text);
-        out.resize(start + bytes, b' ');
     }
     fn prefix_bytes(&self, _: CollationId, text: &[u8], chars: usize) -> usize {
         chars.min(text.len())

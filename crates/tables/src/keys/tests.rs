@@ -257,6 +257,7 @@ fn the_bytes_of_version_1_stay() {
     assert_eq!(extent(common::int(4).null(), true), [1, 3, 0, 4]);
     assert_eq!(extent(common::varchar(9, Text::Binary), false), [1, 0, 1]);
     assert_eq!(extent(common::varchar(9, Text::CaselessWide).null(), false), [1, 1, 2, 0, b' ']);
+    assert_eq!(extent(common::char(9, Text::TwoLevels), false), [1, 0, 3, 1, b' ', 0, 1]);
     for garbled in
         [&[][..], &[2, 0, 1], &[1, 4, 1], &[1, 0, 3], &[1, 0, 0], &[1, 0, 1, 0], &[1, 0, 2, 1, 1, 1, 1, 1]]
     {
@@ -274,6 +275,14 @@ fn the_bytes_of_version_1_stay() {
     assert_eq!(stored(common::char(9, Text::Caseless), false, text("Ab")), "41422002 024162");
     assert_eq!(stored(common::varchar(9, Text::CaselessWide), false, text("b ")), "0042002002 026220");
     assert_eq!(stored(common::varchar(9, Text::CaselessNoPad), true, text("a")), "beffff 0161");
+    assert_eq!(
+        stored(common::char(9, Text::TwoLevels), false, text("a B")),
+        "0141012003fe01420120020002000102 03612042"
+    );
+    assert_eq!(
+        stored(common::varchar(9, Text::CaselessStripped), false, text("a b ")),
+        "4120420000 0461206220"
+    );
     let long = V::B([vec![b' '; 300], vec![b'x']].concat());
     assert!(
         stored(common::varchar(400, Text::BinaryPadded), false, long).starts_with("200300fffffed3782002")

@@ -35,19 +35,22 @@ pub enum Text {
     Caseless,
     CaselessWide,
     CaselessNoPad,
-    CaselessFull,
+    /// Letters first, then their case.
+    TwoLevels,
+    CaselessStripped,
     /// UCS-2: the bytes of a character are compared as a number, spaces are `00 20`.
     Wide,
 }
 
 impl Text {
-    pub const ALL: [Text; 6] = [
+    pub const ALL: [Text; 7] = [
         Text::Binary,
         Text::BinaryPadded,
         Text::Caseless,
         Text::CaselessWide,
         Text::CaselessNoPad,
-        Text::CaselessFull,
+        Text::TwoLevels,
+        Text::CaselessStripped,
     ];
 
     fn order(self) -> TextOrder {
@@ -57,7 +60,8 @@ impl Text {
             Text::Caseless => TextOrder::WeightsSpacePadded { space: [b' ', 0, 0, 0], space_bytes: 1 },
             Text::CaselessWide => TextOrder::WeightsSpacePadded { space: [0, b' ', 0, 0], space_bytes: 2 },
             Text::CaselessNoPad => TextOrder::Weights,
-            Text::CaselessFull => TextOrder::Padded,
+            Text::TwoLevels => TextOrder::LevelsSpacePadded { spaces: [[1, b' '], [0, 0], [0, 1], [0, 0]] },
+            Text::CaselessStripped => TextOrder::WeightsWithoutSpaces,
             Text::Wide => TextOrder::WeightsSpacePadded { space: [0, b' ', 0, 0], space_bytes: 2 },
         }
     }
@@ -75,8 +79,21 @@ impl Text {
             Text::Binary | Text::BinaryPadded => text.to_vec(),
             _ => text.to_ascii_uppercase(),
         };
+        if self == Text::TwoLevels {
+            let levels = |text: &[u8]| {
+                let mut text = text.to_vec();
+                text.resize(1200, b' ');
+                (text.to_ascii_uppercase(), text.iter().map(u8::is_ascii_lowercase).collect::<Vec<_>>())
+            };
+            return levels(a).cmp(&levels(b));
+        }
         let (mut a, mut b) = (fold(a), fold(b));
-        if !matches!(self, Text::Binary | Text::CaselessNoPad) {
+        if self == Text::CaselessStripped {
+            let stripped =
+                |text: &[u8]| text.iter().rposition(|byte| *byte != b' ').map_or(0, |last| last + 1);
+            a.truncate(stripped(&a));
+            b.truncate(stripped(&b));
+        } else if !matches!(self, Text::Binary | Text::CaselessNoPad) {
             let longest = a.len().max(b.len());
             a.resize(longest, b' ');
             b.resize(longest, b' ');
@@ -101,10 +118,14 @@ impl Collations for Ascii {
             out.push(byte.to_ascii_uppercase());
         }
     }
-    fn padded_weights(&self, _: CollationId, text: &[u8], chars: usize, bytes: usize, out: &mut Vec<u8>) {
-        let start = out.len();
-        out.extend(text.iter().take(chars).map(u8::to_ascii_uppercase));
-        out.resize(start + bytes, b' ');
+    fn level_weights(&self, _: CollationId, level: u32, text: &[u8], out: &mut Vec<u8>) {
+        for byte in text {
+            match level {
+                0 => out.extend([1, byte.to_ascii_uppercase()]),
+                2 => out.extend([0, 1 + u8::from(byte.is_ascii_lowercase())]),
+                level => panic!("there is no level {level}"),
+            }
+        }
     }
     fn prefix_bytes(&self, collation: CollationId, text: &[u8], chars: usize) -> usize {
         text.len().min(if collation.0 == 3 { chars * 2 } else { chars })
@@ -284,7 +305,11 @@ impl Shape {
                 length,
                 store_length: length + u32::from(column.nullable) + if counted { 2 } else { 0 },
                 descending: part.descending,
-                weight_bytes_max: if column.text == Text::CaselessWide { length * 2 } else { length },
+                weight_bytes_max: match column.text {
+                    Text::CaselessWide => length * 2,
+                    Text::TwoLevels => length * 4,
+                    _ => length,
+                },
             }
         };
         let indexes = self.keys.iter().enumerate().map(|(i, key)| {
