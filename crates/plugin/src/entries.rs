@@ -4,6 +4,7 @@
 //!   drives a session or a cursor from one thread at a time. A table and an interrupt are only ever shared.
 //! * A record that comes in is as long as the descriptor said when its table was opened.
 
+use std::cell::RefCell;
 use std::ffi::{c_char, c_int, c_void};
 use std::sync::Arc;
 use std::time::Duration;
@@ -410,6 +411,30 @@ unsafe extern "C" fn cistern_savepoint_release(session: *mut SessionHandle, id: 
 
 // ---- tables ----
 
+thread_local! {
+    /// The table whose definition this thread was last told to fetch anew.
+    static STALE: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// A definition that does not fit what is stored is fetched anew by the server, which then tries again. If the new one does not fit either (its
+/// keys were written by another version of us, say), the server would go on for ever: the second refusal is final.
+fn open_with_definition<T>(path: &str, open: impl FnOnce() -> tables::Result<T>) -> tables::Result<T> {
+    let again = STALE.take().is_some_and(|stale| stale == path);
+    let opened = open();
+    match &opened {
+        Err(error @ Error::DefinitionChanged { .. }) if again => {
+            let refused = engine::Error::new(engine::Kind::BadRequest, error.to_string());
+            log::write(log::Level::Error, &refused.to_string());
+            Err(refused.into())
+        }
+        Err(Error::DefinitionChanged { .. }) => {
+            STALE.set(Some(path.to_owned()));
+            opened
+        }
+        _ => opened,
+    }
+}
+
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cistern_open(
     path: Text,
@@ -423,7 +448,7 @@ unsafe extern "C" fn cistern_open(
         let (path, descriptor) = unsafe { (path.to_text(), (*descriptor).to_descriptor(&*life.collations)) };
         let blobs = Arc::new(Blobs::of(&descriptor));
         let record_length = descriptor.record_length as usize;
-        let opened = life.store.open_table(&table_path(&path), descriptor)?;
+        let opened = open_with_definition(&path, || life.store.open_table(&table_path(&path), descriptor))?;
         // SAFETY: two places of the shim's.
         unsafe {
             *position_length = u32::try_from(opened.position_length()).unwrap_or(u32::MAX);
@@ -798,4 +823,24 @@ unsafe extern "C" fn cistern_duplicate_position(cursor: *const CursorHandle, pos
         };
         handle.cursor.duplicate_position(position);
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The server answered a definition that never fits by trying again without end.
+    #[test]
+    fn a_definition_that_does_not_fit_twice_is_refused_for_good() {
+        let misfit = || Error::DefinitionChanged { path: "./a/b".to_owned(), reason: "other keys" };
+        let open = |path, result: tables::Result<()>| open_with_definition(path, || result);
+        let changed = |got: tables::Result<()>| matches!(got, Err(Error::DefinitionChanged { .. }));
+        assert!(changed(open("./a/b", Err(misfit()))));
+        let Err(Error::Engine(refused)) = open("./a/b", Err(misfit())) else { panic!("it is tried again") };
+        assert!(refused.to_string().contains("./a/b"), "{refused}");
+        assert!(changed(open("./a/b", Err(misfit()))), "a later statement asks anew");
+        assert!(open("./a/b", Ok(())).is_ok());
+        assert!(changed(open("./a/b", Err(misfit()))), "it had fitted in between");
+        assert!(changed(open("./a/c", Err(misfit()))), "another table");
+    }
 }
