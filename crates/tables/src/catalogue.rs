@@ -27,7 +27,7 @@ pub(crate) enum Space {
     Table = 1,
     /// Path of a file of the server → its bytes.
     File = 2,
-    /// Table id → next value of its auto-increment column.
+    /// Table id, slot → next value of its auto-increment column; the greatest counts.
     AutoIncrement = 3,
     /// Table id → statistics.
     Statistics = 4,
@@ -52,6 +52,16 @@ pub(crate) fn table_key(space: Space, table: u64) -> [u8; 9] {
 
 pub(crate) fn first_part_key(tree: TreeId) -> Vec<u8> {
     key(Space::FirstPart, &tree.0.to_be_bytes())
+}
+
+/// Commits that run at the same time write the mark of a table's auto-increment column to a slot each, because the order in which they get durable
+/// is not that in which they looked at the counter. Slot 0 is the table's key itself.
+pub(crate) fn mark_key(table: u64, slot: u16) -> Vec<u8> {
+    let mut key = table_key(Space::AutoIncrement, table).to_vec();
+    if slot > 0 {
+        key.extend_from_slice(&slot.to_be_bytes());
+    }
+    key
 }
 
 /// A table's definition as the catalogue keeps it.

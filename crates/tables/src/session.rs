@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use engine::{Granted, Interrupt, Isolation, LockMode, LockWait, Mark, ReadAs, TreeId, Txn};
 
-use crate::catalogue::{CATALOGUE, Space, table_key};
+use crate::catalogue::{CATALOGUE, Space, mark_key, table_key};
 use crate::table::TableState;
 use crate::{Result, Store};
 
@@ -40,6 +40,26 @@ pub struct Session {
     history: Vec<Counts>,
     statement: Option<Savepoint>,
     statement_history: Vec<Counts>,
+}
+
+/// The slots of auto-increment marks that a commit writes to.
+#[derive(Default)]
+struct Marks(Vec<(Arc<TableState>, u16)>);
+
+impl Marks {
+    fn take(&mut self, table: &Arc<TableState>) -> u16 {
+        let slot = table.take_mark_slot();
+        self.0.push((Arc::clone(table), slot));
+        slot
+    }
+}
+
+impl Drop for Marks {
+    fn drop(&mut self) {
+        for (table, slot) in &self.0 {
+            table.give_mark_slot(*slot);
+        }
+    }
 }
 
 struct TableChange {
@@ -142,7 +162,10 @@ impl Session {
 
     /// Durable and visible on return; on an error all is rolled back.
     pub fn commit(&mut self) -> Result<()> {
-        let result = self.write_counters().and_then(|()| Ok(self.txn.commit()?));
+        // The slots are given back when the commit is durable, or never will be.
+        let mut marks = Marks::default();
+        let result = self.write_counters(&mut marks).and_then(|()| Ok(self.txn.commit()?));
+        drop(marks);
         match result {
             Ok(_) => {
                 self.changes.iter().for_each(|change| change.table.apply(&change.counts));
@@ -194,13 +217,14 @@ impl Session {
         self.writes += 1;
     }
 
-    fn write_counters(&mut self) -> Result<()> {
+    fn write_counters(&mut self, marks: &mut Marks) -> Result<()> {
         if !self.txn.has_writes() {
             return Ok(());
         }
         for change in &self.changes {
             if change.counts.auto_increment {
-                let key = table_key(Space::AutoIncrement, change.table.id);
+                // The slot first: whoever had it before wrote a mark that is not greater than the counter is now.
+                let key = mark_key(change.table.id, marks.take(&change.table));
                 self.txn.put(CATALOGUE, &key, &change.table.next_auto_increment().to_le_bytes())?;
             }
             if let Some(statistics) = change.table.statistics_due(&change.counts) {
@@ -256,5 +280,42 @@ impl Session {
     pub(crate) fn lock(&mut self, tree: TreeId, key: &[u8], mode: LockMode) -> Result<Granted> {
         let wait = LockWait { timeout: self.lock_timeout, interrupted: &*self.interrupted };
         Ok(self.txn.lock(tree, key, mode, &wait)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::common::{Ascii, Shape, V, create, int, open, part, session, store, unique};
+
+    /// Both had looked at the counter; the one that had seen less was durable last, and its mark stayed: after a crash the other's value, whose
+    /// row was gone, was handed out again.
+    #[test]
+    fn the_auto_increment_mark_of_the_slower_of_two_commits_does_not_go_back() {
+        let mut shape = Shape::new(&[int(4)], &[unique(&[part(0)])]);
+        shape.auto_increment = Some(0);
+        let store = store();
+        let mut t = create(&store, "d/t", &shape);
+        let (mut slow, mut quick) = (session(&store), session(&store));
+        slow.statement_begin();
+        t.insert(&mut slow, &[V::I(1)]).expect("a row");
+        let mut marks = Marks::default();
+        slow.write_counters(&mut marks).expect("counters");
+        quick.statement_begin();
+        t.insert(&mut quick, &[V::I(2)]).expect("a row");
+        quick.commit().expect("a commit");
+        slow.txn.commit().expect("a commit");
+        drop(marks);
+        quick.statement_begin();
+        t.read(&mut quick, 0, &[V::I(2)], crate::ReadFlag::Exact).expect("a read");
+        t.cursor.delete(&mut quick).expect("a row");
+        quick.txn.commit().expect("a commit");
+
+        let again = Store::open(Arc::clone(store.engine()), Arc::new(Ascii)).expect("a restart");
+        let t = open(&again, "d/t", &shape);
+        assert_eq!(t.table.next_auto_increment(), 3);
+        t.table.truncate().expect("a truncation");
+        let again = Store::open(Arc::clone(store.engine()), Arc::new(Ascii)).expect("a restart");
+        assert_eq!(open(&again, "d/t", &shape).table.next_auto_increment(), 1, "no slot is left over");
     }
 }

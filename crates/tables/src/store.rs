@@ -13,7 +13,7 @@ use engine::{Cursor, Engine, LockMode, LockWait, ReadAs, TreeId, Txn};
 use parking_lot::Mutex;
 
 use crate::backup::{self, Settled};
-use crate::catalogue::{CATALOGUE, FORMAT, Space, Trees, first_part_key, key, table_key};
+use crate::catalogue::{CATALOGUE, FORMAT, Space, Trees, first_part_key, key, mark_key, table_key};
 use crate::keys::Extent;
 use crate::layout::Layout;
 use crate::session::Counts;
@@ -107,7 +107,7 @@ impl Store {
             put_first_parts(txn, &layout, &definition.trees)?;
             txn.put(CATALOGUE, &path_key(path), &definition.encode())?;
             if auto_increment > 1 {
-                let key = table_key(Space::AutoIncrement, definition.table);
+                let key = mark_key(definition.table, 0);
                 txn.put(CATALOGUE, &key, &auto_increment.to_le_bytes())?;
             }
             Ok(())
@@ -317,7 +317,7 @@ impl Store {
             claim(txn, &fresh)?;
             put_first_parts(txn, layout, &fresh)?;
             let old = std::mem::replace(&mut definition.trees, fresh);
-            txn.delete(CATALOGUE, &table_key(Space::AutoIncrement, definition.table))?;
+            self.forget_marks(txn, definition.table)?;
             txn.delete(CATALOGUE, &table_key(Space::Statistics, definition.table))?;
             txn.put(CATALOGUE, &path_key(path), &definition.encode())?;
             Ok((old, definition.trees))
@@ -356,7 +356,7 @@ impl Store {
             self.locked_definition(txn, path)?.ok_or_else(|| Error::NoSuchTable(path.to_owned()))?;
         drop_trees(txn, &definition.trees)?;
         txn.delete(CATALOGUE, &path_key(path))?;
-        txn.delete(CATALOGUE, &table_key(Space::AutoIncrement, definition.table))?;
+        self.forget_marks(txn, definition.table)?;
         txn.delete(CATALOGUE, &table_key(Space::Statistics, definition.table))?;
         if backup::is_backup(path) {
             txn.delete(CATALOGUE, &table_key(Space::Origin, definition.table))?;
@@ -394,6 +394,24 @@ impl Store {
             }
             Ok(())
         })
+    }
+
+    /// Calls `each` with key and value of all auto-increment marks of a table.
+    pub(crate) fn marks(&self, table: u64, mut each: impl FnMut(&[u8], &[u8]) -> Result<()>) -> Result<()> {
+        let prefix = table_key(Space::AutoIncrement, table);
+        let mut txn = self.engine.begin();
+        let mut cursor = Cursor::new(&self.engine);
+        cursor.open(&mut txn, CATALOGUE, ReadAs::Newest)?;
+        let mut more = cursor.seek(&mut txn, &prefix)?;
+        while more && cursor.key().starts_with(&prefix) {
+            each(cursor.key(), cursor.value())?;
+            more = cursor.next(&mut txn)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn forget_marks(&self, txn: &mut Txn, table: u64) -> Result<()> {
+        self.marks(table, |key, _| Ok(txn.delete(CATALOGUE, key)?))
     }
 
     /// Calls `each` with name and value of all entries of a space that start with `prefix`, in order.

@@ -11,7 +11,7 @@ use engine::{Cursor, ReadAs, TreeId};
 use parking_lot::{Mutex, RwLock};
 
 use crate::catalogue::{
-    CATALOGUE, Definition, PER_KEY_SCALE, Space, StoredStatistics, Trees, key, table_key,
+    CATALOGUE, Definition, PER_KEY_SCALE, Space, StoredStatistics, Trees, key, mark_key, table_key,
 };
 use crate::cursor::ReadFlag;
 use crate::keys::{Garbled, successor};
@@ -49,6 +49,7 @@ pub(crate) struct TableState {
     /// Rows changed since statistics were written to the catalogue.
     unsaved: AtomicU64,
     next_auto_increment: AtomicU64,
+    mark_slots: Mutex<MarkSlots>,
     next_hidden: AtomicU64,
     pub(crate) row_bytes: AtomicU64,
     pub(crate) index_entry_bytes: AtomicU64,
@@ -62,6 +63,13 @@ pub(crate) struct TableState {
 /// Rows up to which a table is counted exactly when it is opened, and its indexes are read whole.
 pub(crate) const COUNTED_ROWS: u64 = 2000;
 
+/// Slots of the auto-increment mark: as many as there ever were commits at the same time.
+#[derive(Default)]
+struct MarkSlots {
+    free: Vec<u16>,
+    made: u16,
+}
+
 impl TableState {
     pub(crate) fn new(id: u64, trees: &Trees) -> Self {
         Self {
@@ -72,6 +80,7 @@ impl TableState {
             changed: AtomicU64::new(0),
             unsaved: AtomicU64::new(0),
             next_auto_increment: AtomicU64::new(1),
+            mark_slots: Mutex::new(MarkSlots::default()),
             next_hidden: AtomicU64::new(1),
             row_bytes: AtomicU64::new(0),
             index_entry_bytes: AtomicU64::new(0),
@@ -137,6 +146,18 @@ impl TableState {
         if value >= self.next_auto_increment.load(Relaxed) {
             self.next_auto_increment.fetch_max(value.saturating_add(1), Relaxed);
         }
+    }
+    /// A slot for the auto-increment mark that nobody else writes to until it is given back.
+    pub(crate) fn take_mark_slot(&self) -> u16 {
+        let mut slots = self.mark_slots.lock();
+        slots.free.pop().unwrap_or_else(|| {
+            let slot = slots.made;
+            slots.made = slot.checked_add(1).expect("there are fewer connections than slots");
+            slot
+        })
+    }
+    pub(crate) fn give_mark_slot(&self, slot: u16) {
+        self.mark_slots.lock().free.push(slot);
     }
     pub(crate) fn allocate_hidden(&self) -> u64 {
         self.next_hidden.fetch_add(1, Relaxed)
@@ -316,8 +337,8 @@ impl Table {
     pub fn set_auto_increment(&self, next: u64) -> Result<()> {
         let next = next.max(1).max(self.greatest_auto_increment()?.saturating_add(1));
         self.store.change(|txn| {
-            let key = table_key(Space::AutoIncrement, self.state.id);
-            Ok(txn.put(CATALOGUE, &key, &next.to_le_bytes())?)
+            self.store.forget_marks(txn, self.state.id)?;
+            Ok(txn.put(CATALOGUE, &mark_key(self.state.id, 0), &next.to_le_bytes())?)
         })?;
         self.state.next_auto_increment.store(next, Relaxed);
         Ok(())
@@ -379,13 +400,15 @@ impl Table {
             }
         }
         if self.layout.descriptor.auto_increment.is_some() {
-            let key = table_key(Space::AutoIncrement, self.state.id);
-            let stored =
-                txn.get(CATALOGUE, &key, ReadAs::Newest, |value| value.try_into().map(u64::from_le_bytes))?;
-            let stored = stored
-                .transpose()
-                .map_err(|_| Error::Corrupt(format!("table {}: its auto-increment mark", self.path)))?;
-            let next = self.greatest_auto_increment()?.saturating_add(1).max(stored.unwrap_or(1)).max(1);
+            let mut stored = 1;
+            self.store.marks(self.state.id, |_, value| {
+                let mark = value.try_into().map(u64::from_le_bytes);
+                let mark = mark
+                    .map_err(|_| Error::Corrupt(format!("table {}: its auto-increment mark", self.path)))?;
+                stored = stored.max(mark);
+                Ok(())
+            })?;
+            let next = self.greatest_auto_increment()?.saturating_add(1).max(stored);
             self.state.next_auto_increment.store(next, Relaxed);
         }
         Ok(())
