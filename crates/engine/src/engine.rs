@@ -183,6 +183,9 @@ struct Counters {
     compacted_bytes_written: AtomicU64,
     published: AtomicU64,
     ssts_deleted: AtomicU64,
+    wal_damages: AtomicU64,
+    /// The last of them.
+    wal_damaged_at: AtomicU64,
 }
 
 /// Slices of the wal that a start may have to read from the bucket, before a flush makes them superfluous.
@@ -349,6 +352,7 @@ impl Engine {
             ("wal_syncs", wal.syncs()),
             ("wal_unuploaded_bytes", self.unuploaded_wal()),
             ("wal_slices", self.uploader.slices() as u64),
+            ("wal_damages", count(&self.counters.wal_damages)),
             ("memtable_bytes", self.view().active.bytes() as u64),
             ("memtables_frozen", self.commits.frozen_count() as u64),
             ("flushes", count(&self.counters.flushes)),
@@ -547,12 +551,29 @@ impl Engine {
     }
 
     fn upload_wal(&self) -> Result<bool> {
-        let worked = self.uploader.step()?;
+        let worked = match self.uploader.step() {
+            Err(error) if self.uploader.damaged().is_some() => return self.flush_past_damage(&error),
+            result => result?,
+        };
         let flushing = self.commits.frozen_count() > 0 || self.tree.queued() > 0;
         if self.uploader.slices() >= SLICES_MAX && !flushing && self.commits.freeze_active()? {
             self.workers.ring(Job::Flush);
         }
         Ok(worked)
+    }
+
+    /// What the damaged wal says goes to the bucket in ssts instead, and the upload goes on behind them.
+    fn flush_past_damage(&self, error: &Error) -> Result<bool> {
+        let place = self.uploader.damaged().map_or(0, |place| place.0);
+        if self.counters.wal_damaged_at.swap(place, Ordering::Relaxed) != place {
+            self.counters.wal_damages.fetch_add(1, Ordering::Relaxed);
+            tracing::error!(%error, "the local disk has damaged what is not in the bucket yet; it is still in memory and is flushed now");
+        }
+        if self.commits.frozen_count() == 0 {
+            self.commits.freeze_active()?;
+        }
+        self.workers.ring(Job::Flush);
+        Ok(false)
     }
 
     fn flush(&self) -> Result<bool> {
@@ -573,6 +594,7 @@ impl Engine {
         self.counters.flushes.fetch_add(1, Ordering::Relaxed);
         self.counters.flushed_bytes.fetch_add(ssts.iter().map(|sst| sst.bytes).sum(), Ordering::Relaxed);
         points::pass(Point::InFlush);
+        self.uploader.pass_damage(end.position);
         let slice = self.uploader.slice_at(end.position);
         self.tree.install_flush(&self.commits, &table, ssts, slice)?;
         self.workers.ring(Job::Publish);

@@ -500,6 +500,48 @@ fn merges_pause_in_an_outage_and_go_on_after_it() {
     assert!(status(&engine, "compactions") > paused && status(&engine, "l0_runs") < 4);
 }
 
+/// A byte rots in the local wal before it is uploaded. What it said is in memory still.
+#[test]
+fn rot_in_the_wal_before_its_upload_is_told_and_passed_by_a_flush() {
+    let (bucket, disk) = (Arc::new(MemoryBucket::new()), SimDisk::new(3));
+    let open = |disk: &SimDisk, seed| {
+        let parts = Parts {
+            bucket: bucket.clone(),
+            disk: Arc::new(disk.clone()),
+            clock: Arc::new(SystemClock::default()),
+            seed,
+        };
+        Engine::open(parts, manual()).expect("the engine opens")
+    };
+    let engine = open(&disk, 1);
+    put(&engine, "a", "1").unwrap();
+    assert!(engine.step(Job::UploadWal).unwrap());
+    put(&engine, "b", "the byte that rots: ~").unwrap();
+    put(&engine, "c", "3").unwrap();
+    for name in disk.list("wal").unwrap() {
+        disk.tamper(&name, |bytes| {
+            if let Some(rots) = bytes.iter().position(|byte| *byte == b'~') {
+                bytes[rots] ^= 1;
+            }
+        });
+    }
+    for _ in 0..3 {
+        engine.step(Job::UploadWal).expect("it is reported and dealt with, not passed on for ever");
+    }
+    assert_eq!(status(&engine, "wal_damages"), 1);
+    assert!(engine.step(Job::Flush).unwrap(), "what memory has of it is flushed");
+    put(&engine, "d", "4").unwrap();
+    drain(&engine);
+    put(&engine, "e", "5").unwrap();
+    assert!(engine.step(Job::UploadWal).unwrap(), "the upload has gone on behind the damage");
+    assert_eq!((status(&engine, "wal_damages"), status(&engine, "wal_unuploaded_bytes")), (1, 0));
+    drop(engine);
+    for disk in [disk.crash(), SimDisk::new(4)] {
+        let engine = open(&disk, 2);
+        assert_eq!(text(&engine), "a=1 b=the byte that rots: ~ c=3 d=4 e=5");
+    }
+}
+
 #[test]
 fn an_old_snapshot_reads_the_same_while_everything_under_it_is_merged_away() {
     let place = Place::new();

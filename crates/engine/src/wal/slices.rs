@@ -4,6 +4,8 @@
 //!   chain that starts at a known slice ends where the uploaded wal ends.
 //! * A slice that was sent once is sent again as it was: an earlier try may land later, and must not cut a longer one
 //!   short.
+//! * What can't be read back from the local disk any more is passed over once ssts hold it: the chain that starts there is the one that
+//!   the edit of these ssts names.
 //! * A slice is deleted only after the manifest says that reading starts behind it, and the claim was validated.
 
 use std::collections::BTreeMap;
@@ -124,6 +126,8 @@ struct State {
     uploaded: u64,
     /// A slice that was sent and is not known to be there. It goes from `uploaded` to here.
     sent: Option<u64>,
+    /// Where the local wal is damaged, at or behind `uploaded`.
+    damaged: Option<u64>,
     /// What other epochs left behind was looked for.
     swept: bool,
 }
@@ -143,11 +147,13 @@ impl Uploader {
                 chain.slices.into_iter().map(move |(first, end)| (first.0, (epoch, end.0)))
             })
             .collect();
-        let state = State { slices, uploaded: wal.start().0, sent: None, swept: false };
+        let state = State { slices, uploaded: wal.start().0, sent: None, damaged: None, swept: false };
         Self { wal, bucket, names, fence, step: Mutex::new(()), state: Mutex::new(state) }
     }
 
     /// Uploads one slice of what is durable and not uploaded yet. False: there was none.
+    ///
+    /// After `Corrupt` see [`Self::damaged`].
     ///
     /// On true the slice is in the bucket and this writer was still the newest after that: it counts for every later
     /// writer. `Fenced`: it may not count.
@@ -161,7 +167,11 @@ impl Uploader {
         if durable == first {
             return Ok(false);
         }
-        let records = self.wal.read_records(first, sent.unwrap_or(durable), sent.is_some())?;
+        let (records, damaged) = self.wal.read_records(first, sent.unwrap_or(durable), sent.is_some())?;
+        self.state.lock().damaged = damaged;
+        if let Some(place) = damaged {
+            return Err(self.wal.damaged(place));
+        }
         let end = first + records.len() as u64;
         self.state.lock().sent = Some(end);
         let object = self.wal.stream.encode_slice(WalPosition(first), &records);
@@ -173,6 +183,26 @@ impl Uploader {
         state.sent = None;
         state.uploaded = end;
         Ok(true)
+    }
+
+    /// Where the local wal is damaged before its upload, if it is. What it said there is in memtables still, or in ssts.
+    pub(crate) fn damaged(&self) -> Option<WalPosition> {
+        self.state.lock().damaged.map(WalPosition)
+    }
+
+    /// Everything before `position`, a record's start, is in ssts that are about to be published: goes on from there if something
+    /// before it is damaged. Slices before it can't be read together with those behind it from now on.
+    pub(crate) fn pass_damage(&self, position: WalPosition) {
+        if self.damaged().is_none() {
+            return;
+        }
+        let _step = self.step.lock();
+        let mut state = self.state.lock();
+        if state.damaged.is_some_and(|place| place < position.0) {
+            state.damaged = None;
+            state.sent = None;
+            state.uploaded = position.0;
+        }
     }
 
     /// The end of what is uploaded.
@@ -256,8 +286,9 @@ fn needed(published: &Manifest, epoch: Epoch, first: u64) -> bool {
 
 impl Wal {
     /// Whole records from `first` on, all durable: up to `end` if `exact`, else up to the first record's end behind
-    /// `slice_bytes`, or `end` if that comes first. What the disk gives back is checked before it leaves.
-    fn read_records(&self, first: u64, end: u64, exact: bool) -> Result<Vec<u8>> {
+    /// `slice_bytes`, or `end` if that comes first. What the disk gives back is checked before it leaves; if that is not what is
+    /// asked for, the place where it is damaged comes with it.
+    fn read_records(&self, first: u64, end: u64, exact: bool) -> Result<(Vec<u8>, Option<u64>)> {
         let mut stop = if exact { end } else { end.min(first + self.limits.slice_bytes) };
         let mut bytes = self.segments.read(first..stop)?;
         let mut at = 0;
@@ -275,12 +306,12 @@ impl Wal {
             }
         }
         bytes.truncate(at);
-        if at == 0 || (exact && at as u64 != end - first) {
-            let place = first + at as u64;
-            let message = format!("the local wal of epoch {} is damaged at {place:#x}", self.stream.epoch.0);
-            return Err(Error::corrupt(message));
-        }
-        Ok(bytes)
+        let damaged = at == 0 || (exact && at as u64 != end - first);
+        Ok((bytes, damaged.then_some(first + at as u64)))
+    }
+
+    fn damaged(&self, place: u64) -> Error {
+        Error::corrupt(format!("the local wal of epoch {} is damaged at {place:#x}", self.stream.epoch.0))
     }
 
     fn record_end(&self, first: u64, end: u64) -> Result<u64> {
