@@ -34,7 +34,7 @@ crash-test: build ## 100 kills under load, 20 of them lose the data directory
 .PHONY: crash-test-s3
 crash-test-s3: build ## The same on S3 (moto) while one request in twenty goes wrong
 	@cargo build --release -q -p bucket --features s3,testkit --bin faulty-s3
-	@cargo run --release -q -p acceptance --bin crash -- --cycles=100 --deletions=20 --faulty-s3=0.05 --window-ms=3000
+	@cargo run --release -q -p acceptance --bin crash -- --cycles=100 --deletions=20 --faulty-s3=0.05
 
 .PHONY: lint
 lint: ## Formatting, clippy, licences and advisories, the crate arrows

@@ -8,7 +8,7 @@ use mysql::prelude::Queryable;
 #[test]
 fn a_short_crash_test_on_a_foreign_s3_with_faults_loses_nothing() {
     let status = std::process::Command::new(env!("CARGO_BIN_EXE_crash"))
-        .args(["--cycles=6", "--deletions=2", "--faulty-s3=0.05", "--window-ms=3000"])
+        .args(["--cycles=6", "--deletions=2", "--faulty-s3=0.05"])
         .status();
     assert!(status.expect("the crash test starts").success());
 }

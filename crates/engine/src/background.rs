@@ -135,17 +135,19 @@ fn work(job: Job, bell: &Bell, engine: &Weak<Engine>) {
     let mut failures = 0;
     loop {
         let Some(live) = engine.upgrade() else { return };
-        let wal_interval = live.settings.wal_upload_interval;
+        let began = live.now();
         let done = std::panic::catch_unwind(AssertUnwindSafe(|| work_off(job, bell, &live)));
         let done = done.unwrap_or_else(|panic| Err(live.fail(name(job), panic_message(&*panic))));
         let dead = live.check_alive().is_err();
+        // From start to start: what an upload took is not waited for once more.
+        let wal_rest = live.settings.wal_upload_interval.saturating_sub(live.now() - began);
         drop(live);
         let go_on = match done {
             Ok(()) => {
                 failures = 0;
                 match job {
                     // The wal is not rung for: its time is its bell.
-                    Job::UploadWal => bell.pause(wal_interval),
+                    Job::UploadWal => bell.pause(wal_rest),
                     Job::Validate => bell.pause(BEAT),
                     _ => bell.wait(IDLE),
                 }

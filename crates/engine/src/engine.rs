@@ -27,7 +27,7 @@ use crate::pulse::Pulse;
 use crate::recovery::{RecoveryParts, Report, recover};
 use crate::replay::Replay;
 use crate::snapshots::Snapshots;
-use crate::status::Status;
+use crate::status::{Status, UploadTime};
 use crate::store::{SstStore, StoreParts};
 use crate::throttle::Throttle;
 use crate::tree::{Begun, Sending, Tree};
@@ -157,6 +157,7 @@ pub struct Engine {
     uploader: Arc<Uploader>,
     fence: Fence,
     throttle: Throttle,
+    upload_time: UploadTime,
     pulse: Pulse,
     /// Memtables are flushed one after the other.
     flushing: Mutex<()>,
@@ -246,6 +247,7 @@ impl Engine {
         let engine = Arc::new(Self {
             locks: LockTable::new(parts.seed, Arc::clone(&parts.clock), threads),
             throttle: Throttle::new(settings.shape.clone(), settings.unuploaded_bytes_max),
+            upload_time: UploadTime::default(),
             pulse: Pulse::new(&*parts.clock),
             settings,
             snapshots: Snapshots::default(),
@@ -353,6 +355,7 @@ impl Engine {
             ("wal_unuploaded_bytes", self.unuploaded_wal()),
             ("wal_slices", self.uploader.slices() as u64),
             ("wal_damages", count(&self.counters.wal_damages)),
+            ("wal_upload_ms_max", self.upload_time.longest(self.clock.now()).as_millis() as u64),
             ("memtable_bytes", self.view().active.bytes() as u64),
             ("memtables_frozen", self.commits.frozen_count() as u64),
             ("flushes", count(&self.counters.flushes)),
@@ -467,6 +470,10 @@ impl Engine {
         self.unuploaded_wal() >= self.settings.shape.wal_slice_bytes
     }
 
+    pub(crate) fn now(&self) -> Duration {
+        self.clock.now()
+    }
+
     /// Stamps the time; after a sleep looks at the claims first.
     pub(crate) fn beat(&self) -> Result<()> {
         let slept = self.pulse.slept(&*self.clock);
@@ -551,10 +558,12 @@ impl Engine {
     }
 
     fn upload_wal(&self) -> Result<bool> {
+        self.upload_time.begin(self.clock.now());
         let worked = match self.uploader.step() {
             Err(error) if self.uploader.damaged().is_some() => return self.flush_past_damage(&error),
             result => result?,
         };
+        self.upload_time.end(self.clock.now());
         let flushing = self.commits.frozen_count() > 0 || self.tree.queued() > 0;
         if self.uploader.slices() >= SLICES_MAX && !flushing && self.commits.freeze_active()? {
             self.workers.ring(Job::Flush);

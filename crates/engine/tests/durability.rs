@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use bucket::{Bucket, DirectoryBucket, FaultyBucket, MemoryBucket, Rule};
+use bucket::{Bucket, DirectoryBucket, Effect, FaultyBucket, MemoryBucket, Operation, Rule};
 use engine::limits::Shape;
 use engine::{
     Background, Clock, Cursor, Disk, DiskError, DiskFile, Engine, Hooks, Job, Kind, LockMode, LockWait,
@@ -392,6 +392,29 @@ fn a_writer_that_another_one_followed_acknowledges_nothing_more_and_says_why() {
     let engine = place.open(manual());
     assert_eq!(text(&engine), "a=1 b=2");
     assert_eq!(status(&engine, "wals_set_aside"), 1, "what only the old one's disk had is kept");
+}
+
+#[test]
+fn slices_go_up_from_start_to_start_so_that_a_slow_bucket_adds_its_delay_once() {
+    let place = Place::new();
+    let (step, clock) = (Duration::from_millis(300), SystemClock::default());
+    let faulty = FaultyBucket::new(place.bucket(), 1, Vec::new())
+        .with_pause(Arc::new(move |_| SystemClock::default().sleep(step)));
+    let faulty = Arc::new(faulty);
+    // No flush takes slices away.
+    let settings =
+        Settings { wal_upload_interval: step, memtable_bytes: 64 << 20, ..small(Background::Threads) };
+    let engine = open_at(place.data.path(), Arc::clone(&faulty) as _, settings).expect("it opens");
+    let latency = Effect::Latency { p50: step, p99: step };
+    faulty.faults().set_rules(vec![Rule::new("*/wal/*", latency).on(Operation::Put)]);
+    let (start, first) = (clock.now(), status(&engine, "wal_slices"));
+    while status(&engine, "wal_slices") < first + 8 {
+        put(&engine, "a", "1").expect("it commits");
+    }
+    // A pause after each upload would make it sixteen steps.
+    let took = clock.now() - start;
+    assert!(took < 14 * step, "{took:?}");
+    assert!(status(&engine, "wal_upload_ms_max") >= 300);
 }
 
 /// A clock that can be set forward, as a process sees it that was stopped for a while.

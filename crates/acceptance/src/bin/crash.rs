@@ -7,8 +7,12 @@ use std::time::{Duration, Instant};
 
 use acceptance::oracle::{self, Memory, Verdict, Writers};
 use acceptance::s3::{Moto, Weather};
-use acceptance::server::Plan;
+use acceptance::server::{Plan, Server};
 use clap::Parser;
+use mysql::prelude::Queryable;
+
+/// The server's own default.
+const UPLOAD_INTERVAL: Duration = Duration::from_millis(700);
 
 /// kill -9 under load, restart, compare with what the writers were told. Ends with code 1 at the first loss.
 #[derive(Parser)]
@@ -34,7 +38,8 @@ struct Arguments {
     /// Instead of a bucket: start moto, and before it a server that breaks this share of the requests
     #[arg(long, conflicts_with = "bucket")]
     faulty_s3: Option<f64>,
-    /// How much of the past may be gone when the directory is, in milliseconds
+    /// How much of the past may be gone when the directory is, in milliseconds; on S3 the slowest upload of the wal since the
+    /// start, as the server measured it, comes on top
     #[arg(long, default_value_t = 1000)]
     window_ms: u64,
     /// Further options of `cistern serve`
@@ -61,7 +66,8 @@ fn main() -> ExitCode {
     if let Some((weather, _)) = &s3 {
         weather.serve(&mut plan);
     }
-    let window = Duration::from_millis(arguments.window_ms);
+    let promised = Duration::from_millis(arguments.window_ms);
+    let mut widest = promised;
     let mut random = arguments.seed;
     let mut memories = Memory::of(0..arguments.writers as u64);
     let (mut total, mut restarts) = (Verdict::default(), vec![]);
@@ -74,7 +80,10 @@ fn main() -> ExitCode {
         let writers = Writers::start(server.port(), std::mem::take(&mut memories));
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         std::thread::sleep(Duration::from_millis(200 + (random >> 33) % arguments.load_ms.max(1)));
+        let asked = Instant::now();
+        let slowest = if s3.is_some() { slowest_upload(&server) } else { Duration::ZERO };
         let killed = Instant::now();
+        let window = window(promised, slowest, killed - asked);
         server.kill();
         memories = writers.stop();
         if delete {
@@ -89,11 +98,16 @@ fn main() -> ExitCode {
         };
         restarts.push(server.ready_in());
         let promise = if delete { killed.checked_sub(window) } else { None };
+        widest = if delete { widest.max(window) } else { widest };
         let mut connection = server.connect().expect("it is ready");
         let verdict = oracle::judge(&mut connection, &mut memories, promise).expect("the judge can read");
         println!(
             "cycle {cycle}{}: ready in {:.2} s, {verdict:?}",
-            if delete { " (directory deleted)" } else { "" },
+            if delete {
+                format!(" (directory deleted, window {} ms)", window.as_millis())
+            } else {
+                String::new()
+            },
             server.ready_in().as_secs_f64()
         );
         total.kept += verdict.kept;
@@ -115,7 +129,7 @@ fn main() -> ExitCode {
         arguments.deletions,
         total.kept,
         total.forgone,
-        arguments.window_ms,
+        widest.as_millis(),
         total.in_doubt,
         restarts.get(restarts.len() / 2).map_or(0.0, Duration::as_secs_f64),
         restarts.last().map_or(0.0, Duration::as_secs_f64),
@@ -125,4 +139,18 @@ fn main() -> ExitCode {
     }
     println!("1 passed, 0 failed");
     ExitCode::SUCCESS
+}
+
+/// Uploads begin every 0.7 s, or when the one before is done. So a commit waits at most for the end of the upload that began just
+/// before it, and then for its own.
+fn window(promised: Duration, slowest: Duration, since_asked: Duration) -> Duration {
+    let slack = promised.saturating_sub(UPLOAD_INTERVAL);
+    promised.max(slowest + slack) + if slowest.is_zero() { Duration::ZERO } else { slowest + since_asked }
+}
+
+fn slowest_upload(server: &Server) -> Duration {
+    let mut connection = server.connect().expect("it is ready");
+    let row: Option<(String, u64)> =
+        connection.query_first("SHOW GLOBAL STATUS LIKE 'cistern_wal_upload_ms_max'").expect("a status");
+    Duration::from_millis(row.expect("uploads are measured").1)
 }

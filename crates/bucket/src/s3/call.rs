@@ -17,7 +17,8 @@ const TRY_PATIENCE: Duration = Duration::from_secs(15);
 const LAST_TRY_PATIENCE: Duration = Duration::from_millis(500);
 /// A try gets a second more for each of these.
 const SLOWEST_BYTES_PER_SECOND: u64 = 512 << 10;
-/// Waits between tries double from the first to the last, and are then cut at random.
+/// Waits between tries double from the first to the last, and are then cut at random. The first is short: most failures are
+/// bad luck, and the newest second of commits may be what waits.
 const BACKOFF_FIRST: Duration = Duration::from_millis(50);
 const BACKOFF_LAST: Duration = Duration::from_secs(5);
 /// An answer that no S3 would give is taken for a wrong endpoint after so many tries.
@@ -189,7 +190,7 @@ fn at_slowest(bytes: u64) -> Duration {
 /// A wait before try `tries + 1`: between a tenth and the whole of a doubling step, so that clients that failed together
 /// do not come back together.
 fn backoff(tries: u32) -> Duration {
-    let step = BACKOFF_FIRST.saturating_mul(1 << tries.min(10)).min(BACKOFF_LAST);
+    let step = BACKOFF_FIRST.saturating_mul(1 << (tries - 1).min(10)).min(BACKOFF_LAST);
     // Each `RandomState` has keys of its own; this is all the chance that jitter needs.
     let chance = RandomState::new().hash_one(tries) as f64 / u64::MAX as f64;
     step.mul_f64(0.1 + 0.9 * chance)
