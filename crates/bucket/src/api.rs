@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 
-use crate::ObjectName;
+use crate::{ObjectName, Operation};
 
 /// The object store. One implementation for directories, one for S3, one that fails on purpose.
 pub trait Bucket: Send + Sync + 'static {
@@ -178,4 +178,17 @@ pub struct Meters {
     pub list: OpMeter,
     /// Delete requests, one for each batch.
     pub delete: OpMeter,
+}
+
+impl Meters {
+    /// The meter of one kind of operation.
+    pub(crate) fn of(&self, operation: Operation) -> &OpMeter {
+        match operation {
+            Operation::Put => &self.put,
+            Operation::Get => &self.get,
+            Operation::Head => &self.head,
+            Operation::List => &self.list,
+            Operation::Delete => &self.delete,
+        }
+    }
 }

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use crate::faults::{Decision, Effect, Faults, Operation, Request, Rule, When};
-use crate::{Bucket, BucketError, ErrorKind, Meters, ObjectInfo, ObjectName, OpMeter, PutOutcome};
+use crate::{Bucket, BucketError, ErrorKind, Meters, ObjectInfo, ObjectName, PutOutcome};
 
 /// Waits; in the simulator, turns virtual time.
 pub type Pause = Arc<dyn Fn(Duration) + Send + Sync>;
@@ -158,8 +158,8 @@ impl FaultyBucket {
             }
             let answer = self.answer(operation, name, decision, &write, &mut act);
             match &answer {
-                Ok(_) => self.meter(operation).count(sent),
-                Err(_) => self.meter(operation).count_error(),
+                Ok(_) => self.meters.of(operation).count(sent),
+                Err(_) => self.meters.of(operation).count_error(),
             }
             match answer {
                 Err(error) if error.kind == ErrorKind::Unavailable && tried < self.tries => {
@@ -197,16 +197,6 @@ impl FaultyBucket {
             }
         }
         Err(BucketError::new(kind, operation.as_str(), name, format!("{message} (injected)")))
-    }
-
-    fn meter(&self, operation: Operation) -> &OpMeter {
-        match operation {
-            Operation::Put => &self.meters.put,
-            Operation::Get => &self.meters.get,
-            Operation::Head => &self.meters.head,
-            Operation::List => &self.meters.list,
-            Operation::Delete => &self.meters.delete,
-        }
     }
 
     /// Does a write and keeps what stale listings need.

@@ -33,9 +33,7 @@ use self::failure::Failure;
 use crate::api::{check_prefix, check_ranges};
 use crate::faulty::sort_and_drop_repeats;
 use crate::open::S3Location;
-use crate::{
-    Bucket, BucketError, ErrorKind, Meters, ObjectInfo, ObjectName, OpMeter, Operation, Options, PutOutcome,
-};
+use crate::{Bucket, BucketError, ErrorKind, Meters, ObjectInfo, ObjectName, Operation, Options, PutOutcome};
 
 /// Ranges nearer than this share a request: the bytes between cost less than another round trip.
 const COALESCE_GAP_BYTES: u64 = 64 << 10;
@@ -157,18 +155,8 @@ impl S3Bucket {
     }
 
     fn call<'a>(&'a self, operation: Operation, name: &'a ObjectName, bytes: u64) -> Call<'a> {
-        let meter = self.meter(operation);
+        let meter = self.meters.of(operation);
         Call { operation, name, bytes, deadline: self.deadline, meter, place: &self.place }
-    }
-
-    fn meter(&self, operation: Operation) -> &OpMeter {
-        match operation {
-            Operation::Put => &self.meters.put,
-            Operation::Get => &self.meters.get,
-            Operation::Head => &self.meters.head,
-            Operation::List => &self.meters.list,
-            Operation::Delete => &self.meters.delete,
-        }
     }
 
     fn no_conditions(&self, name: &ObjectName) -> BucketError {
