@@ -14,6 +14,8 @@ use crate::server::{Plan, free_port, root};
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 /// The bucket that every store here has.
 const BUCKET: &str = "test";
+/// The access key and its secret, unless a test has others.
+const KEY: &str = "test";
 
 /// moto with an empty bucket in it.
 pub struct Moto {
@@ -68,17 +70,22 @@ pub struct Weather {
 impl Weather {
     /// `share` of all requests go wrong on their way to `moto`.
     pub fn before(moto: &Moto, share: f64, seed: u64) -> Self {
-        Self::start(&format!("127.0.0.1:{}", moto.port), share, seed)
+        Self::start(&format!("127.0.0.1:{}", moto.port), share, seed, KEY)
     }
     /// A store of its own that checks signatures; the keys are `test` and `test`.
     pub fn clear() -> Self {
-        Self::start("memory", 0.0, 1)
+        Self::clear_for(KEY)
+    }
+    /// The same with another secret key.
+    pub fn clear_for(secret: &str) -> Self {
+        Self::start("memory", 0.0, 1, secret)
     }
 
-    fn start(behind: &str, share: f64, seed: u64) -> Self {
+    fn start(behind: &str, share: f64, seed: u64, secret: &str) -> Self {
         let port = free_port();
         let mut process = Command::new(faulty_s3())
             .args([&port.to_string(), behind, &share.to_string(), &seed.to_string()])
+            .env("FAULTY_S3_SECRET", secret)
             .stdin(Stdio::piped()) // it ends when this closes
             .stdout(Stdio::piped())
             .spawn()
@@ -97,7 +104,7 @@ impl Weather {
     }
     /// Makes `plan` use this store, with the right keys.
     pub fn serve(&self, plan: &mut Plan) {
-        point_at(plan, self.port, "test", "test");
+        point_at(plan, self.port, KEY, KEY);
     }
     /// What it counted. Ends it.
     pub fn counts(mut self) -> String {
@@ -118,12 +125,17 @@ impl Drop for Weather {
 
 /// Makes `plan` use the store that listens on `port`, or that does not.
 pub fn point_at(plan: &mut Plan, port: u16, key: &str, secret: &str) {
+    point_without_keys(plan, port);
+    plan.environment.push(("AWS_ACCESS_KEY_ID".into(), key.into()));
+    plan.environment.push(("AWS_SECRET_ACCESS_KEY".into(), secret.into()));
+}
+
+/// The same with the credentials left out.
+pub fn point_without_keys(plan: &mut Plan, port: u16) {
     plan.bucket = format!("s3://{BUCKET}/production");
     plan.options.push(format!("--endpoint=http://127.0.0.1:{port}"));
     plan.options.push("--path-style".into());
     plan.options.push("--region=us-east-1".into());
-    plan.environment.push(("AWS_ACCESS_KEY_ID".into(), key.into()));
-    plan.environment.push(("AWS_SECRET_ACCESS_KEY".into(), secret.into()));
 }
 
 /// Beside this program, or beside the directory of the tests.

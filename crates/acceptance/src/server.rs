@@ -197,6 +197,10 @@ impl Server {
     pub fn connect(&self) -> mysql::Result<Conn> {
         connect(self.port)
     }
+    /// The pid of `cistern`.
+    pub fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
     /// The pid of mariadbd itself.
     pub fn mariadbd_pid(&self) -> Option<Pid> {
         let text = fs::read_to_string(self.data.join("run/mariadbd.pid")).ok()?;

@@ -1,8 +1,8 @@
 //! An S3 server on 127.0.0.1 that goes wrong on purpose, for tests of the real server by hand and by script.
 //!
 //! `faulty-s3 <port> memory|<directory>|<upstream address> [share of requests that go wrong] [seed]`, where an upstream
-//! is another S3 server without TLS, such as `moto_server`. Keys for `memory` and a directory: `test` and `test`; any
-//! bucket's name is served as `test`. Prints one line once it listens, and its counts when its input ends.
+//! is another S3 server without TLS, such as `moto_server`. Keys for `memory` and a directory: `test` and the value
+//! of FAULTY_S3_SECRET, or `test`; any bucket's name is served as `test`. Prints one line once it listens, and its counts when its input ends.
 
 use std::io::Read as _;
 use std::path::Path;
@@ -57,6 +57,7 @@ fn open(behind: &str) -> Result<Behind, String> {
             Arc::new(DirectoryBucket::open(Path::new(directory)).map_err(|error| error.to_string())?)
         }
     };
-    let keys = Keys { id: "test".into(), secret: "test".into() };
+    let secret = std::env::var("FAULTY_S3_SECRET").unwrap_or_else(|_| "test".into());
+    let keys = Keys { id: "test".into(), secret };
     Ok(Behind::Bucket(S3OverBucket::new("test", bucket, keys)))
 }
