@@ -57,7 +57,11 @@ bench-sysbench: build ## sysbench on ours and on InnoDB in turn, three rounds, t
 
 .PHONY: bench-micro
 bench-micro: ## Single steps of the engine, in nanoseconds
-	@cargo run --release -q -p bench --bin bench-micro
+	@cargo run --release -q -p bench --bin bench-micro -- $(ARGS)
+
+.PHONY: bench-peers
+bench-peers: ## The same steps beside BTreeMap, crossbeam-skiplist, fjall and RocksDB
+	@tools/bench-peers
 
 .PHONY: sim
 sim: ## 1,000 seeds of the whole engine in one thread; a failing one prints how to replay it

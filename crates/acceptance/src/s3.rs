@@ -70,7 +70,7 @@ pub struct Weather {
 impl Weather {
     /// `share` of all requests go wrong on their way to `moto`.
     pub fn before(moto: &Moto, share: f64, seed: u64) -> Self {
-        Self::start(&format!("127.0.0.1:{}", moto.port), share, seed, KEY)
+        Self::start(&format!("127.0.0.1:{}", moto.port), share, seed, KEY, Duration::ZERO)
     }
     /// A store of its own that checks signatures; the keys are `test` and `test`.
     pub fn clear() -> Self {
@@ -78,13 +78,19 @@ impl Weather {
     }
     /// The same with another secret key.
     pub fn clear_for(secret: &str) -> Self {
-        Self::start("memory", 0.0, 1, secret)
+        Self::start("memory", 0.0, 1, secret, Duration::ZERO)
+    }
+    /// A clear one with its objects in `directory`, and every request takes `each` longer than it must.
+    pub fn slow(directory: &Path, each: Duration) -> Self {
+        std::fs::create_dir_all(directory).expect("the directory can be made");
+        Self::start(&directory.display().to_string(), 0.0, 1, KEY, each)
     }
 
-    fn start(behind: &str, share: f64, seed: u64, secret: &str) -> Self {
+    fn start(behind: &str, share: f64, seed: u64, secret: &str, each: Duration) -> Self {
         let port = free_port();
         let mut process = Command::new(faulty_s3())
             .args([&port.to_string(), behind, &share.to_string(), &seed.to_string()])
+            .arg(each.as_millis().to_string())
             .env("FAULTY_S3_SECRET", secret)
             .stdin(Stdio::piped()) // it ends when this closes
             .stdout(Stdio::piped())

@@ -12,8 +12,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use bucket::MemoryBucket;
 use engine::internals::{MeasuredSst, Memtable, Merge, Op, Source, Stream, Wal, WalLimits, WriteSet};
-use engine::{BranchId, Disk, Epoch, OpKind, RealDisk, Result, Seqno, TreeId, WalPosition, full_key};
+use engine::limits::Shape;
+use engine::{
+    Background, BranchId, Disk, Engine, Epoch, Isolation, Job, LockMode, LockWait, OpKind, Parts, ReadAs,
+    RealDisk, Result, Seqno, Settings, SimDisk, SystemClock, TreeId, Txn, WalPosition, full_key,
+};
 
 const ROWS: u64 = 500_000;
 const VALUE: [u8; 200] = [0x5a; 200];
@@ -40,6 +45,9 @@ fn main() -> Result<()> {
 
     if wanted.contains("wal") {
         return wals(&report);
+    }
+    if wanted.contains("tree") {
+        return trees(&report);
     }
     if wanted.contains("sst") {
         return ssts(&report); // without the seconds that it takes to fill memtables
@@ -70,6 +78,17 @@ fn main() -> Result<()> {
     })?;
     let asked = shuffled(&keys);
     report("memtable get", "1000", "800", &mut || Ok(each(&asked, |_, key| full.get(key, NEWEST))))?;
+    report("memtable get, 2 threads, ns of each", "", "", &mut || {
+        let (left, right) = asked.split_at(asked.len() / 2);
+        let took = std::thread::scope(|scope| {
+            let threads = [left, right].map(|keys| {
+                let full = &full;
+                scope.spawn(move || each(keys, |_, key| _ = black_box(full.get(key, NEWEST))))
+            });
+            threads.map(|thread| thread.join().expect("reading does not panic"))
+        });
+        Ok(took.iter().sum::<f64>() / 2.0)
+    })?;
     let long = scattered_keys(b"https://www.example.com/a/long/way/in/common/");
     let long_full = filled(&long, 1).pop().expect("one memtable was asked for");
     let long_asked = shuffled(&long);
@@ -115,7 +134,150 @@ fn main() -> Result<()> {
         let mut set = WriteSet::new();
         Ok(each(&keys, |_, key| set.put(key, &VALUE)))
     })?;
-    ssts(&report)
+    ssts(&report)?;
+    trees(&report)
+}
+
+/// The engine behind its public face, on a disk that forgets: what a look-up, a lock, a commit and a merge cost when all
+/// parts take part.
+fn trees(report: Report<'_>) -> Result<()> {
+    let engine = layered()?;
+    let keys: Vec<_> = (0..ROWS).map(|n| short_key(n * 314_159 % ROWS)).collect();
+    let get = |txn: &mut Txn, key: &[u8]| txn.get(TREE, key, ReadAs::Snapshot, |value| value[0]);
+    let reader = || {
+        let mut txn = engine.begin();
+        txn.set_isolation(Isolation::ReadCommitted);
+        txn.snapshot_now();
+        txn
+    };
+    let mut txn = reader();
+    report("tree: get, 2 runs of L0 over 3 levels", "2500", "1500", &mut || {
+        Ok(each_in_quiet(&keys, |key| {
+            get(&mut txn, key).expect("everything is in memory").expect("it is there")
+        }))
+    })?;
+    report("tree: get, 2 threads, ns of each", "", "", &mut || {
+        let (left, right) = keys.split_at(keys.len() / 2);
+        let took = std::thread::scope(|scope| {
+            let threads = [left, right].map(|keys| {
+                let reader = &reader;
+                scope.spawn(move || {
+                    let mut txn = reader();
+                    each(keys, |_, key| _ = black_box(get(&mut txn, key)))
+                })
+            });
+            threads.map(|thread| thread.join().expect("reading does not panic"))
+        });
+        Ok(took.iter().sum::<f64>() / 2.0)
+    })?;
+    let absent: Vec<_> = keys.iter().map(|key| [&key[..], &[0]].concat()).collect();
+    report("tree: get of an absent key, only filters", "", "", &mut || {
+        Ok(each_in_quiet(&absent, |key| get(&mut txn, key).expect("everything is in memory")))
+    })?;
+    drop(txn);
+
+    let wait = LockWait { timeout: std::time::Duration::from_secs(50), interrupted: &|| false };
+    let hundreds: Vec<_> = keys.chunks_exact(100).collect();
+    report("tree: lock and unlock a key, 100 to a transaction", "150", "80", &mut || {
+        let mut txn = engine.begin();
+        let each_hundred = each_in_quiet(&hundreds[..1000], |keys| {
+            for key in *keys {
+                txn.lock(TREE, key, LockMode::Exclusive, &wait).expect("nobody else locks");
+            }
+            txn.rollback();
+        });
+        Ok(each_hundred / 100.0)
+    })?;
+    report("tree: one row to a commit, no sync (lock, put, commit)", "6667", "3333", &mut || {
+        let mut txn = engine.begin();
+        Ok(each(&keys[..100_000], |_, key| {
+            txn.lock(TREE, key, LockMode::Exclusive, &wait).expect("nobody else locks");
+            txn.put(TREE, key, &VALUE).expect("there is room");
+            txn.commit().expect("the disk forgets, but never fails")
+        }))
+    })?;
+    report("tree: compaction of L0, for each KiB read", "", "", &mut || {
+        let engine = open(Shape::default())?;
+        let mut txn = engine.begin();
+        for run in 0..5 {
+            for n in (run..ROWS).step_by(5) {
+                txn.put(TREE, &short_key(n), &mixed_value(n))?;
+                if n % 5000 == run {
+                    txn.commit()?;
+                }
+            }
+            txn.commit()?;
+            engine.step(Job::Freeze)?;
+            engine.step(Job::Flush)?;
+        }
+        let took = timed(|| {
+            while engine.step(Job::Compact)? {}
+            Ok(())
+        })?;
+        let bytes = engine.status().get("compacted_bytes_read").unwrap_or(0);
+        assert!(bytes > 0, "the runs of L0 are merged");
+        println!("{:<58}{:>9.0} MB/s of packed bytes", "", bytes as f64 * 1000.0 / took);
+        Ok(took * 1024.0 / bytes as f64)
+    })
+}
+
+/// All rows in three levels, a hundredth of them again in each of two runs of L0.
+fn layered() -> Result<Arc<Engine>> {
+    // With 60 MB of packed rows at the bottom, levels of an eighth each reach this base in two steps.
+    let engine = open(Shape { level_base_bytes: 1 << 20, sst_bytes: 4 << 20, ..Shape::default() })?;
+    let mut txn = engine.begin();
+    const PARTS: u64 = 25;
+    for part in 0..PARTS {
+        for n in (part..ROWS).step_by(PARTS as usize) {
+            txn.put(TREE, &short_key(n), &mixed_value(n))?;
+        }
+        txn.commit()?;
+        engine.step(Job::Freeze)?;
+        let jobs = [Job::Flush, Job::UploadWal, Job::Publish, Job::Compact, Job::CollectGarbage];
+        while jobs
+            .iter()
+            .try_fold(false, |worked, job| Ok::<_, engine::Error>(engine.step(*job)? | worked))?
+        {}
+    }
+    for run in 0..2 {
+        for n in (run..ROWS).step_by(100) {
+            txn.put(TREE, &short_key(n), &mixed_value(n))?;
+        }
+        txn.commit()?;
+        engine.step(Job::Freeze)?;
+        engine.step(Job::Flush)?;
+    }
+    Ok(engine)
+}
+
+fn open(shape: Shape) -> Result<Arc<Engine>> {
+    let settings = Settings {
+        background: Background::Manual,
+        memtable_bytes: 1 << 30,
+        block_cache_bytes: 1 << 30,
+        shape,
+        ..Settings::default()
+    };
+    let parts = Parts {
+        bucket: Arc::new(MemoryBucket::new()),
+        disk: Arc::new(SimDisk::new(1)),
+        clock: Arc::new(SystemClock::default()),
+        seed: 1,
+    };
+    Engine::open(parts, settings)
+}
+
+fn short_key(n: u64) -> [u8; 8] {
+    mixed(n + 1).to_be_bytes()
+}
+
+/// Half of it can be packed, as real rows are.
+fn mixed_value(n: u64) -> [u8; 200] {
+    let mut value = VALUE;
+    for (word, bytes) in value[..100].chunks_exact_mut(4).enumerate() {
+        bytes.copy_from_slice(&mixed(n * 25 + word as u64).to_be_bytes()[4..]);
+    }
+    value
 }
 
 /// Ssts whose blocks are in the cache, and the way there.
@@ -217,14 +379,16 @@ fn append(wal: &Wal, seqno: Seqno, key: &[u8]) -> WalPosition {
     slot.finish()
 }
 
-/// Distinct keys without any order (the steps of splitmix64, which visits each number once).
+/// The steps of splitmix64, which visits each number once, without any order.
+fn mixed(n: u64) -> u64 {
+    let n = n.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let n = (n ^ (n >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let n = (n ^ (n >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    n ^ (n >> 31)
+}
+
+/// Distinct keys without any order.
 fn scattered_keys(beginning: &[u8]) -> Vec<Vec<u8>> {
-    let mixed = |n: u64| {
-        let n = n.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let n = (n ^ (n >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let n = (n ^ (n >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        n ^ (n >> 31)
-    };
     (1..=ROWS).map(|n| full_key(TREE, &[beginning, &mixed(n).to_be_bytes()].concat())).collect()
 }
 

@@ -5,11 +5,13 @@
 //! * Nothing is asserted about speed. A run that failed, or servers that answered differently, end it with code 1.
 #![allow(clippy::disallowed_methods, reason = "real processes run on real time")]
 
+mod cost;
 mod handler;
 mod machine;
 mod report;
 mod sysbench;
 mod target;
+mod time;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -63,6 +65,10 @@ pub enum Section {
     Handler,
     /// Whole statements from sysbench's own process, 1, 8 and 32 threads
     Sysbench,
+    /// Requests and bytes that the bucket sees for what a user writes, and for nothing
+    Cost,
+    /// Loads, index builds, and starts with and without a disk
+    Time,
 }
 
 impl Section {
@@ -75,6 +81,8 @@ impl Section {
         match self {
             Self::Handler => handler::run(arguments, directory, report),
             Self::Sysbench => sysbench::run(arguments, directory, report),
+            Self::Cost => cost::run(arguments, directory, report),
+            Self::Time => time::run(arguments, directory, report),
         }
     }
 }

@@ -77,6 +77,15 @@ impl Target {
         Ok(took)
     }
 
+    /// A clean stop, if it runs.
+    pub fn stop(&mut self) {
+        match self.running.take() {
+            Some(Running::Ours(server)) => drop(server.stop()),
+            Some(Running::Stock(peer)) => peer.stop(),
+            None => (),
+        }
+    }
+
     /// As in the table's head.
     pub fn name(&self) -> &'static str {
         match self.kind {
@@ -97,6 +106,15 @@ impl Target {
             Running::Ours(server) => server.port(),
             Running::Stock(peer) => peer.port(),
         }
+    }
+
+    /// The process id of its mariadbd.
+    pub fn pid(&self) -> Result<i32, String> {
+        match self.running.as_ref().expect("it runs") {
+            Running::Ours(server) => server.mariadbd_pid().map(|pid| pid.as_raw_nonzero().get()),
+            Running::Stock(peer) => Some(peer.pid().as_raw_nonzero().get()),
+        }
+        .ok_or_else(|| format!("{} has no pid", self.name()))
     }
 
     /// A connection as root, without the query cache.
