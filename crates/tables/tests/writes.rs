@@ -4,8 +4,10 @@
 
 mod common;
 
+use std::sync::Arc;
+
 use common::*;
-use tables::{Error, ReadFlag, RowLock, Storage};
+use tables::{Error, ReadFlag, RowLock, Session, Storage, Store};
 
 fn accounts() -> Shape {
     Shape::new(
@@ -18,13 +20,19 @@ fn account(id: i64, name: &str, sum: i64) -> Vec<V> {
     vec![V::I(id), text(name), V::I(sum), V::Null]
 }
 
+/// A table of its own, and a session in its first statement.
+fn begun(shape: &Shape) -> (Arc<Store>, Handler, Session) {
+    let store = store();
+    let table = create(&store, "d/t", shape);
+    let mut session = session(&store);
+    session.statement_begin();
+    (store, table, session)
+}
+
 /// UPDATE t SET id = id + 10 would follow its own rows to the end of numbers if a scan met them again.
 #[test]
 fn an_update_that_moves_rows_ahead_of_its_scan_meets_each_once() {
-    let store = store();
-    let mut t = create(&store, "d/t", &accounts());
-    let mut s = session(&store);
-    s.statement_begin();
+    let (_store, mut t, mut s) = begun(&accounts());
     for id in 1..=20 {
         t.insert(&mut s, &account(id, &format!("n{id}"), id)).unwrap();
     }
@@ -50,10 +58,7 @@ fn an_update_that_moves_rows_ahead_of_its_scan_meets_each_once() {
 
 #[test]
 fn a_duplicate_names_its_key_and_leads_to_the_row_in_the_way() {
-    let store = store();
-    let mut t = create(&store, "d/t", &accounts());
-    let mut s = session(&store);
-    s.statement_begin();
+    let (_store, mut t, mut s) = begun(&accounts());
     t.insert(&mut s, &account(1, "ann", 0)).unwrap();
     t.insert(&mut s, &account(2, "bob", 0)).unwrap();
     for (row, key, in_the_way) in [
@@ -74,10 +79,7 @@ fn a_duplicate_names_its_key_and_leads_to_the_row_in_the_way() {
 /// REPLACE: delete what is in the way, one after the other, then insert.
 #[test]
 fn a_row_replaces_all_that_are_in_its_way() {
-    let store = store();
-    let mut t = create(&store, "d/t", &accounts());
-    let mut s = session(&store);
-    s.statement_begin();
+    let (_store, mut t, mut s) = begun(&accounts());
     t.insert(&mut s, &account(1, "ann", 0)).unwrap();
     t.insert(&mut s, &account(2, "bob", 0)).unwrap();
     let mut removed = 0;
@@ -100,10 +102,7 @@ fn a_row_replaces_all_that_are_in_its_way() {
 
 #[test]
 fn a_failed_statement_is_undone_and_the_ones_before_it_stay() {
-    let store = store();
-    let mut t = create(&store, "d/t", &accounts());
-    let mut s = session(&store);
-    s.statement_begin();
+    let (_store, mut t, mut s) = begun(&accounts());
     t.insert(&mut s, &account(1, "ann", 0)).unwrap();
     s.statement_begin();
     t.insert(&mut s, &account(2, "bob", 0)).unwrap();
@@ -119,10 +118,7 @@ fn a_failed_statement_is_undone_and_the_ones_before_it_stay() {
 
 #[test]
 fn savepoints_nest_and_can_be_used_again() {
-    let store = store();
-    let mut t = create(&store, "d/t", &accounts());
-    let mut s = session(&store);
-    s.statement_begin();
+    let (_store, mut t, mut s) = begun(&accounts());
     t.insert(&mut s, &account(1, "a", 0)).unwrap();
     let one = s.savepoint();
     t.insert(&mut s, &account(2, "b", 0)).unwrap();
@@ -161,11 +157,8 @@ fn a_scan_that_is_under_way_sees_what_its_session_writes_ahead_of_it() {
 /// The server buffers the rows of INSERT … SELECT from the same table, then writes them; the reading cursor is done by then.
 #[test]
 fn a_table_can_be_inserted_into_from_itself() {
-    let store = store();
     let shape = Shape::hidden(&[int(4)], &[plain(&[part(0)])]);
-    let mut t = create(&store, "d/t", &shape);
-    let mut s = session(&store);
-    s.statement_begin();
+    let (_store, mut t, mut s) = begun(&shape);
     for id in 0..10 {
         t.insert(&mut s, &[V::I(id)]).unwrap();
     }
@@ -183,14 +176,11 @@ fn a_table_can_be_inserted_into_from_itself() {
 
 #[test]
 fn columns_that_were_not_read_survive_an_update() {
-    let store = store();
     let shape = Shape::new(
         &[int(4), varchar(30, Text::Binary), blob(4, Text::Binary).null(), double().null(), int(2)],
         &[unique(&[part(0)]), plain(&[part(1)])],
     );
-    let mut t = create(&store, "d/t", &shape);
-    let mut s = session(&store);
-    s.statement_begin();
+    let (_store, mut t, mut s) = begun(&shape);
     let row = vec![V::I(1), text("name"), V::B(vec![9; 5000]), V::D(1.5), V::I(3)];
     t.insert(&mut s, &row).unwrap();
     // Only columns 0 and 4 are read; the rest of the record is whatever was in it.
@@ -214,11 +204,8 @@ fn columns_that_were_not_read_survive_an_update() {
 
 #[test]
 fn a_row_of_64_mib_comes_back() {
-    let store = store();
     let shape = Shape::new(&[int(4), blob(4, Text::Binary)], &[unique(&[part(0)])]);
-    let mut t = create(&store, "d/t", &shape);
-    let mut s = session(&store);
-    s.statement_begin();
+    let (_store, mut t, mut s) = begun(&shape);
     let big: Vec<u8> = (0..64u32 << 20).map(|i| (i % 251) as u8).collect();
     t.insert(&mut s, &[V::I(1), V::B(big.clone())]).unwrap();
     s.commit().unwrap();
@@ -230,14 +217,11 @@ fn a_row_of_64_mib_comes_back() {
 /// UPDATE t SET a = b: the new record's BLOB points into the memory of the row that is being replaced.
 #[test]
 fn a_blob_can_be_copied_from_the_row_that_is_being_updated() {
-    let store = store();
     let shape = Shape::new(
         &[int(4), blob(4, Text::Binary).null(), blob(4, Text::Binary).null()],
         &[unique(&[part(0)])],
     );
-    let mut t = create(&store, "d/t", &shape);
-    let mut s = session(&store);
-    s.statement_begin();
+    let (_store, mut t, mut s) = begun(&shape);
     t.insert(&mut s, &[V::I(1), V::B(vec![1; 100]), V::B(vec![2; 3000])]).unwrap();
     // Without a lock the update has to read the row again, which must not disturb the one that the record points to.
     let row = t.read(&mut s, 0, &[V::I(1)], ReadFlag::Exact).unwrap();
@@ -256,10 +240,7 @@ fn a_blob_can_be_copied_from_the_row_that_is_being_updated() {
 
 #[test]
 fn updating_or_deleting_a_row_that_is_gone_says_so() {
-    let store = store();
-    let mut t = create(&store, "d/t", &accounts());
-    let mut s = session(&store);
-    s.statement_begin();
+    let (store, mut t, mut s) = begun(&accounts());
     t.insert(&mut s, &account(1, "a", 0)).unwrap();
     t.read(&mut s, 0, &[V::I(1)], ReadFlag::Exact).unwrap();
     t.cursor.delete(&mut s).unwrap();
@@ -271,11 +252,8 @@ fn updating_or_deleting_a_row_that_is_gone_says_so() {
 
 #[test]
 fn positions_sort_as_bytes_in_primary_order() {
-    let store = store();
     let shape = Shape::new(&[varchar(10, Text::Caseless), int(2)], &[unique(&[part(0), part(1)])]);
-    let mut t = create(&store, "d/t", &shape);
-    let mut s = session(&store);
-    s.statement_begin();
+    let (_store, mut t, mut s) = begun(&shape);
     for (name, number) in [("b", 1), ("B", -1), ("a", 5), ("a\t", 0), ("", 3)] {
         t.insert(&mut s, &[text(name), V::I(number)]).unwrap();
     }
@@ -322,10 +300,7 @@ fn a_copy_that_commits_in_chunks_is_whole() {
 
 #[test]
 fn the_current_row_after_an_update_is_the_new_one() {
-    let store = store();
-    let mut t = create(&store, "d/t", &accounts());
-    let mut s = session(&store);
-    s.statement_begin();
+    let (_store, mut t, mut s) = begun(&accounts());
     t.insert(&mut s, &account(1, "a", 0)).unwrap();
     t.read(&mut s, 0, &[V::I(1)], ReadFlag::Exact).unwrap();
     t.update(&mut s, &account(2, "a", 0)).unwrap();
@@ -340,7 +315,6 @@ fn the_current_row_after_an_update_is_the_new_one() {
 /// happened to hold the same bytes before.
 #[test]
 fn virtual_columns_are_kept_only_for_their_indexes() {
-    let store = store();
     let shape = Shape::new(
         &[
             int(4),
@@ -350,9 +324,7 @@ fn virtual_columns_are_kept_only_for_their_indexes() {
         ],
         &[unique(&[part(0)]), plain(&[part(2)])],
     );
-    let mut t = create(&store, "d/t", &shape);
-    let mut s = session(&store);
-    s.statement_begin();
+    let (_store, mut t, mut s) = begun(&shape);
     t.insert(&mut s, &[V::I(1), V::I(10), V::I(20), text("absent")]).unwrap();
     // The NULL bit of the column that is not kept stays as the caller has it.
     let null_bit = 1 << 4;
