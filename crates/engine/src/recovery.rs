@@ -24,6 +24,8 @@ use crate::{BranchId, Disk, Epoch, Error, Kind, Result, Seqno, TreeId, WalPositi
 
 /// How often writers that are fenced may come before us. Each time is an edit that was under way.
 const OVERTAKEN_MAX: usize = 100;
+/// The least segments of a wal that is made on a full disk.
+const SEGMENT_BYTES_MIN: u64 = 16 << 10;
 
 /// What recovery works on.
 pub(crate) struct RecoveryParts {
@@ -122,7 +124,7 @@ struct Taken {
 impl Start {
     /// `None` if an edit of a lower epoch came first: what there is has changed.
     fn take_over(&self) -> Result<Option<Taken>> {
-        let RecoveryParts { bucket, disk, names, limits, .. } = &self.parts;
+        let RecoveryParts { bucket, disk, names, .. } = &self.parts;
         let before = match manifest::load(&**bucket, names, self.parts.fetches)? {
             Some(manifest) => manifest,
             None => manifest::found(&**bucket, names, self.new_branch)?,
@@ -140,7 +142,7 @@ impl Start {
 
         // An earlier try of this start may have left files of our epoch; nothing counts on them yet.
         LocalWal::remove(&**disk, self.epoch)?;
-        let wal = Wal::create(Arc::clone(disk), Stream::new(before.branch, self.epoch), start, *limits)?;
+        let wal = self.create_wal(&before, from.map(|span| span.epoch), start)?;
         let continued = match from {
             Some(span) => self.continue_local(&before, span.epoch, start, &wal)?,
             None => None,
@@ -152,6 +154,39 @@ impl Start {
             TakeOver::Done(manifest) => Ok(Some(Taken { manifest: *manifest, wal, from, chains, continued })),
             TakeOver::Overtaken => Ok(None),
         }
+    }
+
+    /// Our own wal, from `start` on. On a full disk the space that `earlier`'s local wal has and does not need makes room for it, and if
+    /// that is not enough its segments are smaller.
+    fn create_wal(&self, before: &Manifest, earlier: Option<Epoch>, start: WalPosition) -> Result<Wal> {
+        let mut limits = self.parts.limits;
+        let mut asked = false;
+        loop {
+            let stream = Stream::new(before.branch, self.epoch);
+            match Wal::create(Arc::clone(&self.parts.disk), stream, start, limits) {
+                Err(error) if error.kind() == Kind::Full && limits.segment_bytes > SEGMENT_BYTES_MIN => {
+                    if let Some(epoch) = earlier.filter(|_| !asked) {
+                        tracing::warn!(%error, "the disk is full; making do with the space that the wal has");
+                        self.give_back_space(before, epoch, start)?;
+                    } else {
+                        limits.segment_bytes = (limits.segment_bytes / 2).max(SEGMENT_BYTES_MIN);
+                    }
+                    asked = true;
+                }
+                created => return created,
+            }
+        }
+    }
+
+    /// Whatever edit lands meanwhile, `start` only moves on: what is before it is not needed again.
+    fn give_back_space(&self, before: &Manifest, epoch: Epoch, start: WalPosition) -> Result<()> {
+        let disk = &*self.parts.disk;
+        let local = LocalWal::open(disk, epoch)?;
+        if local.branch != Some(before.branch) || local.oldest().is_none_or(|oldest| oldest > start) {
+            return Ok(());
+        }
+        let end = local.read(before.branch, start, &mut |_| Ok(()))?;
+        local.keep_only(disk, start..end)
     }
 
     /// Copies what the local wal of `epoch` has from `start` on into `wal`, where it gets the same positions, and syncs

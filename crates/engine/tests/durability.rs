@@ -565,6 +565,46 @@ fn rot_in_the_wal_before_its_upload_is_told_and_passed_by_a_flush() {
     }
 }
 
+/// Segments that were allocated ahead, or hold only what is flushed, are room for a start.
+#[test]
+fn a_start_finds_room_on_a_full_disk_where_the_wal_holds_nothing() {
+    let bucket = Arc::new(MemoryBucket::new());
+    let open = |disk: &SimDisk, seed| {
+        let parts = Parts {
+            bucket: bucket.clone(),
+            disk: Arc::new(disk.clone()),
+            clock: Arc::new(SystemClock::default()),
+            seed,
+        };
+        let mut settings = manual();
+        settings.shape.wal_segment_bytes = 64 << 10;
+        Engine::open(parts, settings)
+    };
+    // What is nowhere else has to be copied, which takes as much again.
+    for (uploaded, most) in [(false, 40), (true, 300)] {
+        for rows in [1, 20, 40, 300].into_iter().filter(|rows| *rows <= most) {
+            let disk = SimDisk::new(3);
+            let engine = open(&disk, 1).expect("an empty disk");
+            let before = all(&engine, &mut engine.begin(), TREE).len();
+            for row in 0..rows {
+                put(&engine, &format!("{uploaded} {rows} {row}"), &"x".repeat(1000)).unwrap();
+            }
+            if uploaded {
+                drain(&engine);
+            }
+            put(&engine, &format!("{uploaded} {rows} last"), "acknowledged, and only here").unwrap();
+            drop(engine);
+            let disk = disk.kill();
+            disk.limit(disk.used());
+            let engine = open(&disk, 2).expect("there is room where nothing is");
+            assert_eq!(all(&engine, &mut engine.begin(), TREE).len(), before + rows + 1);
+            // Somewhat later the disk has room again.
+            disk.limit(u64::MAX);
+            drain(&engine);
+        }
+    }
+}
+
 #[test]
 fn an_old_snapshot_reads_the_same_while_everything_under_it_is_merged_away() {
     let place = Place::new();

@@ -2,7 +2,7 @@
 //!
 //! * It ends where the next whole record would have to be and is not. That is a torn tail, which nobody was told to be
 //!   safe, unless something later proves that this very place was durable once: then it is damage, and an error.
-//! * Nothing is changed here: recovery reads, decides, and may be interrupted and start again.
+//! * No record is changed here: recovery reads, decides, and may be interrupted and start again.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -174,6 +174,19 @@ impl LocalWal {
     /// The start of the oldest byte that is left, or `None` if there is none.
     pub(crate) fn oldest(&self) -> Option<WalPosition> {
         self.segments.first_key_value().map(|(first, _)| WalPosition(*first))
+    }
+
+    /// Gives back the space of files that hold no byte of `range`, and of what was allocated behind it.
+    pub(crate) fn keep_only(&self, disk: &dyn Disk, range: Range<WalPosition>) -> Result<()> {
+        for (first, segment) in &self.segments {
+            if first + segment.bytes <= range.start.0 || *first >= range.end.0 {
+                disk.remove(&file_name(self.epoch, *first))?;
+            } else if first + segment.bytes > range.end.0 {
+                segment.file.set_len(FILE_HEADER as u64 + range.end.0 - first)?;
+                segment.file.sync()?;
+            }
+        }
+        Ok(disk.sync_directory(DIRECTORY)?)
     }
 
     fn damaged(&self, position: u64, why: &str) -> Error {
