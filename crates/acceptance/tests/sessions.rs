@@ -179,3 +179,24 @@ fn a_statement_or_a_savepoint_is_undone_alone() {
     let rows: Vec<(i32, i32)> = one.query("SELECT id, v FROM t ORDER BY id").expect("a query");
     assert_eq!(rows, [(1, 11), (2, 20), (3, 30)]);
 }
+
+/// Each row that an UPDATE met counted as changed, and one that took DEFAULT(a + 5) as a parameter took it for `a` of a row never read.
+#[test]
+fn an_update_counts_the_rows_that_it_changes() {
+    let (_directory, server) = start();
+    let mut connection = connect(&server);
+    for (sql, changed) in [
+        ("UPDATE t SET v = 10", 2),
+        ("UPDATE t SET v = 10", 0),
+        ("UPDATE t a JOIN t b ON a.id = b.id SET a.v = b.id + 9", 2),
+        ("CREATE TABLE d (a INT, b INT DEFAULT (a + 5), c TEXT)", 0),
+        ("INSERT INTO d VALUES (1, 1, 'x'), (2, 2, 'y')", 2),
+        ("UPDATE d SET c = 'x'", 1),
+        ("EXECUTE IMMEDIATE 'UPDATE d SET b = ?' USING DEFAULT", 2),
+    ] {
+        connection.query_drop(sql).expect(sql);
+        assert_eq!(connection.affected_rows(), changed, "{sql}");
+    }
+    let rows: Vec<(i32, i32)> = connection.query("SELECT a, b FROM d ORDER BY a").expect("rows");
+    assert_eq!(rows, [(1, 6), (2, 7)]);
+}

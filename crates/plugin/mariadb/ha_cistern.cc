@@ -577,10 +577,11 @@ void ha_cistern::update_create_info(HA_CREATE_INFO *info)
   }
 }
 
-/* Only the columns that the statement names are decoded. */
+/* Only the columns that the statement names are decoded; all for one that writes, as InnoDB does: what the server evaluates for an UPDATE may need more
+   than it says (a DEFAULT that is bound to a parameter). */
 void ha_cistern::set_columns()
 {
-  if (!table->read_set || bitmap_is_set_all(table->read_set))
+  if (lock == 2 || !table->read_set || bitmap_is_set_all(table->read_set))
     cistern_cursor_columns(cursor, nullptr, nullptr, 0);
   else
     cistern_cursor_columns(cursor, (const uint8_t *) table->read_set->bitmap, (const uint8_t *) table->write_set->bitmap, (table->s->fields + 7) / 8);

@@ -15,6 +15,7 @@ const LOCK_DEADLOCK: i32 = 149;
 pub const NO_SUCH_TABLE: i32 = 155;
 const TABLE_EXISTS: i32 = 156;
 const TABLE_DEFINITION_CHANGED: i32 = 159;
+pub const RECORD_IS_THE_SAME: i32 = 169;
 const ABORTED_BY_USER: i32 = 188;
 const DISK_FULL: i32 = 189;
 

@@ -50,7 +50,7 @@ pub struct CursorHandle {
 }
 
 impl CursorHandle {
-    fn noting_duplicate(&mut self, result: Result<()>) -> Result<()> {
+    fn noting_duplicate<T>(&mut self, result: Result<T>) -> Result<T> {
         if let Err(Error::Duplicate { key }) = &result {
             self.duplicate = u32::try_from(*key).unwrap_or(u32::MAX);
         }
@@ -785,7 +785,7 @@ unsafe extern "C" fn cistern_update(
     old_record: *const u8,
     new_record: *const u8,
 ) -> c_int {
-    guard(|| {
+    guard_found(codes::RECORD_IS_THE_SAME, || {
         // SAFETY: handles and two records; a BLOB that was changed points to its bytes.
         unsafe {
             let (handle, session) = (&mut *cursor, session_mut(session)?);

@@ -72,8 +72,9 @@ impl RowCursor {
     }
 
     /// update_row: the current row becomes `new`. Columns that are equal in `old` (the image as it was read) and `new` keep their
-    /// stored value, so neither needs columns that were not read. The current row is then the new one.
-    pub fn update(&mut self, session: &mut Session, old: &[u8], new: Record) -> Result<()> {
+    /// stored value, so neither needs columns that were not read. The current row is then the new one. False: all columns are equal, and
+    /// nothing was written.
+    pub fn update(&mut self, session: &mut Session, old: &[u8], new: Record) -> Result<bool> {
         self.lock_current(session)?;
         let kept = self.load_stored(session)?;
         let table = &*self.table;
@@ -103,6 +104,10 @@ impl RowCursor {
             _ => scratch.key.extend_from_slice(&current.key),
         }
         let moves = scratch.key != current.key;
+        // What of a value the row does not keep, its key does.
+        if !moves && scratch.row == *stored {
+            return Ok(false);
+        }
         if moves {
             session.lock(primary_tree, &scratch.key, LockMode::Exclusive)?;
             if session.txn.get(primary_tree, &scratch.key, ReadAs::Newest, |_| ())?.is_some() {
@@ -176,7 +181,7 @@ impl RowCursor {
         }
         current.row_as_of = None;
         session.note(state, 0, numbered.is_some());
-        Ok(())
+        Ok(true)
     }
 
     /// delete_row: removes the current row.

@@ -543,7 +543,7 @@ impl Handler {
                 record.image[range.clone()].copy_from_slice(&old[range]);
             }
         }
-        record.with(|record| self.cursor.update(session, &old, record))
+        record.with(|record| self.cursor.update(session, &old, record)).map(drop)
     }
     pub fn found(&self, found: bool) -> Option<Vec<V>> {
         found.then(|| self.shape.row(&self.image))
