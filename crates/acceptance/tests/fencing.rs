@@ -110,8 +110,14 @@ fn a_server_stopped_at(point: &str, may_delete: bool) {
     check_gone(&when_gone, &when_resumed);
     when_gone.check_whole();
     let old_names = [format!("main/sst/{old_epoch:016x}-"), format!("main/wal/{old_epoch:016x}/")];
+    let named = when_gone.named_by_the_manifest();
     for name in when_gone.new_since(&when_resumed) {
-        assert!(old_names.iter().any(|own| name.starts_with(own)), "{name} is not of epoch {old_epoch}");
+        // Its number was cleaned away while it slept: nobody reads edits below the newest base (docs/formats/names.md).
+        let unread = name.starts_with("main/manifest/edit-") && !named.contains(name);
+        assert!(
+            unread || old_names.iter().any(|own| name.starts_with(own)),
+            "{name} is not of epoch {old_epoch}"
+        );
     }
     assert!(test_kill_process(old_pid).is_err(), "the older mariadbd is gone");
 
