@@ -5,12 +5,14 @@
 //! * Nothing is asserted about speed. A run that failed, or servers that answered differently, end it with code 1.
 #![allow(clippy::disallowed_methods, reason = "real processes run on real time")]
 
+mod beyond;
 mod cost;
 mod handler;
 mod machine;
 mod report;
 mod sysbench;
 mod target;
+mod throttle;
 mod time;
 
 use std::path::PathBuf;
@@ -69,6 +71,8 @@ pub enum Section {
     Cost,
     /// Loads, index builds, and starts with and without a disk
     Time,
+    /// Data three times the cache, on a slow disk and beside a distant bucket, 2 to 64 threads
+    Beyond,
 }
 
 impl Section {
@@ -83,6 +87,7 @@ impl Section {
             Self::Sysbench => sysbench::run(arguments, directory, report),
             Self::Cost => cost::run(arguments, directory, report),
             Self::Time => time::run(arguments, directory, report),
+            Self::Beyond => beyond::run(arguments, directory, report),
         }
     }
 }

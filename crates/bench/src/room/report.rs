@@ -1,7 +1,7 @@
 //! The table: rows, ratios, what failed; printed, and kept in docs/performance.md.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::machine::{self, Load, Watch};
@@ -66,13 +66,14 @@ const PEERS: [&str; 2] = ["innodb", "myrocks"];
 /// All rows so far.
 pub struct Report {
     rows: Vec<Row>,
+    pictures: Vec<PathBuf>,
     whole: Watch,
 }
 
 impl Report {
     /// An empty table.
     pub fn begin() -> Self {
-        Self { rows: Vec::new(), whole: Watch::begin() }
+        Self { rows: Vec::new(), pictures: Vec::new(), whole: Watch::begin() }
     }
 
     /// Measures one row: every target has its turn in every round, and another one begins each time.
@@ -128,6 +129,18 @@ impl Report {
         }
     }
 
+    /// Draws a section's figures (a file of comma-separated values) into target/bench-room/`name`.png.
+    pub fn draw(&mut self, figures: &Path, name: &str) -> Result<(), String> {
+        let root = acceptance::server::root();
+        let picture = root.join("target/bench-room").join(format!("{name}.png"));
+        let drawn = Command::new(root.join("tools/plot")).arg(figures).arg(&picture).status();
+        if !drawn.map_err(|error| format!("tools/plot: {error}"))?.success() {
+            return Err("tools/plot says why there is no picture".into());
+        }
+        self.pictures.push(picture);
+        Ok(())
+    }
+
     /// A section came to its end too early.
     pub fn fail(&mut self, section: &str, reason: String) {
         let subject = Subject {
@@ -160,12 +173,16 @@ impl Report {
             row.failures.iter().for_each(|failure| write!(text, "\n  ! {failure}").expect(STRING));
         }
         self.remarks().iter().for_each(|remark| write!(text, "\n{remark}").expect(STRING));
+        for picture in &self.pictures {
+            write!(text, "\ndrawn: {}", picture.display()).expect(STRING);
+        }
         text
     }
 
     /// Appends the table to the history. Returns the file.
     pub fn record(&self, command: &str) -> Result<PathBuf, String> {
-        let file = acceptance::server::root().join("docs/performance.md");
+        let root = acceptance::server::root();
+        let file = root.join("docs/performance.md");
         let mut text =
             std::fs::read_to_string(&file).map_err(|error| format!("{}: {error}", file.display()))?;
         write!(text, "\n### {}\n\n`{command}`\n\n", self.heading()).expect(STRING);
@@ -176,6 +193,15 @@ impl Report {
         let remarks = self.remarks();
         if !remarks.is_empty() {
             writeln!(text, "\n{}", remarks.join("\n")).expect(STRING);
+        }
+        for picture in &self.pictures {
+            let stem = picture.file_stem().unwrap_or_default().to_string_lossy();
+            let name = format!("performance/{stem}-{}.png", machine::commit().replace(' ', "-"));
+            let kept = root.join("docs").join(&name);
+            let copied = std::fs::create_dir_all(root.join("docs/performance"))
+                .and_then(|()| std::fs::copy(picture, &kept).map(drop));
+            copied.map_err(|error| format!("{}: {error}", kept.display()))?;
+            writeln!(text, "\n![{stem}]({name})").expect(STRING);
         }
         std::fs::write(&file, text).map_err(|error| format!("{}: {error}", file.display()))?;
         Ok(file)

@@ -37,7 +37,7 @@ pub fn run(arguments: &Arguments, directory: &Path, report: &mut Report) -> Resu
     let seconds = (seconds * arguments.scale).max(1.0) as u32;
     let mut targets = Target::start_all(directory, !arguments.without_myrocks)?;
     for target in &targets {
-        prepare(target, DATABASE, TABLES, rows)?;
+        prepare(target, rows, TABLES)?;
         target.settle()?;
     }
     let workloads = if arguments.all { &WORKLOADS[..] } else { &WORKLOADS[..SHORT] };
@@ -64,18 +64,20 @@ pub fn run(arguments: &Arguments, directory: &Path, report: &mut Report) -> Resu
                 for target in &targets {
                     Load { seconds: 1, ..load.clone() }.run(target)?;
                 }
-                report.measure(subject, arguments.rounds, &mut targets, |target, _| load.run(target));
+                report.measure(subject, arguments.rounds, &mut targets, |target, _| {
+                    load.run(target).map(|outcome| outcome.rate)
+                });
             }
         }
     }
     Ok(())
 }
 
-/// Makes and fills the tables of every workload but `bulk_insert`.
-pub fn prepare(target: &Target, database: &str, tables: u32, rows: u32) -> Result<(), String> {
-    execute(&mut target.connect()?, &format!("CREATE DATABASE IF NOT EXISTS {database}"))?;
-    let options = [format!("--tables={tables}"), format!("--table-size={rows}")];
-    sysbench(target, "oltp_read_write", database, tables, &options, "prepare").map(drop)
+/// Makes and fills the tables of every workload but `bulk_insert`, by `threads` connections.
+pub fn prepare(target: &Target, rows: u32, threads: u32) -> Result<(), String> {
+    execute(&mut target.connect()?, &format!("CREATE DATABASE IF NOT EXISTS {DATABASE}"))?;
+    let options = [format!("--tables={TABLES}"), format!("--table-size={rows}")];
+    sysbench(target, "oltp_read_write", DATABASE, threads, &options, "prepare").map(drop)
 }
 
 /// One run of one workload.
@@ -94,8 +96,8 @@ pub struct Load<'a> {
 }
 
 impl Load<'_> {
-    /// Runs it on `target`: transactions (of `bulk_insert`: rows) a second.
-    pub fn run(&self, target: &Target) -> Result<f64, String> {
+    /// Runs it on `target`.
+    pub fn run(&self, target: &Target) -> Result<Outcome, String> {
         let mut options = vec![format!("--time={}", self.seconds)];
         let mut database = DATABASE;
         let is_bulk = self.workload == "bulk_insert";
@@ -111,19 +113,30 @@ impl Load<'_> {
             options.push(format!("--rand-type={}", self.distribution));
         }
         let said = sysbench(target, self.workload, database, self.threads, &options, "run")?;
-        rate(&said).ok_or_else(|| format!("sysbench {} said something else:\n{said}", self.workload))
+        outcome(&said).ok_or_else(|| format!("sysbench {} said something else:\n{said}", self.workload))
     }
 }
 
-fn rate(said: &str) -> Option<f64> {
+/// What sysbench says of a run.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Outcome {
+    /// Transactions (of `bulk_insert`: rows) a second.
+    pub rate: f64,
+    /// Milliseconds that 95 of 100 of them stay below.
+    pub p95_ms: f64,
+}
+
+fn outcome(said: &str) -> Option<Outcome> {
     let line = |beginning: &str| said.lines().map(str::trim).find(|line| line.starts_with(beginning));
+    let p95_ms = line("95th percentile:")?.rsplit(' ').next()?.parse().ok()?;
     if let Some(transactions) = line("transactions:") {
-        return transactions.split_once('(')?.1.split(' ').next()?.parse().ok();
+        let rate = transactions.split_once('(')?.1.split(' ').next()?.parse().ok()?;
+        return Some(Outcome { rate, p95_ms });
     }
     // bulk_insert has events only.
     let events: f64 = line("total number of events:")?.rsplit(' ').next()?.parse().ok()?;
     let seconds: f64 = line("total time:")?.rsplit(' ').next()?.trim_end_matches('s').parse().ok()?;
-    Some(events / seconds)
+    Some(Outcome { rate: events / seconds, p95_ms })
 }
 
 fn sysbench(
@@ -161,11 +174,12 @@ mod tests {
 
     #[test]
     fn figures_are_found_in_what_sysbench_says() {
-        let said = "SQL statistics:\n    transactions:                        12345  (4115.00 per sec.)\n";
-        assert_eq!(rate(said), Some(4115.0));
+        let said = "SQL statistics:\n    transactions:                        12345  (4115.00 per sec.)\n\
+                    Latency (ms):\n         95th percentile:                        2.57\n";
+        assert_eq!(outcome(said), Some(Outcome { rate: 4115.0, p95_ms: 2.57 }));
         let bulk = "General statistics:\n    total time:                          2.0000s\n    \
-                    total number of events:              500\n";
-        assert_eq!(rate(bulk), Some(250.0));
-        assert_eq!(rate("nothing"), None);
+                    total number of events:              500\nLatency (ms):\n         95th percentile:    0.50\n";
+        assert_eq!(outcome(bulk), Some(Outcome { rate: 250.0, p95_ms: 0.5 }));
+        assert_eq!(outcome("nothing"), None);
     }
 }
