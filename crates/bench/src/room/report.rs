@@ -293,3 +293,48 @@ pub fn median(figures: &[f64]) -> Option<f64> {
     let (low, high) = (sorted.get(sorted.len().checked_sub(1)? / 2)?, sorted.get(sorted.len() / 2)?);
     Some((low + high) / 2.0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(better: Better, ours: &[f64], innodb: &[f64]) -> Row {
+        let subject = Subject { section: "test", name: "row".into(), unit: "x", better, goal: "" };
+        let figures = vec![("cistern", ours.to_vec()), ("innodb", innodb.to_vec())];
+        Row { subject, figures, load: Load::default(), notes: Vec::new(), failures: Vec::new() }
+    }
+
+    #[test]
+    fn a_ratio_above_one_says_that_ours_is_ahead_whatever_the_unit() {
+        assert_eq!(row(Better::More, &[300.0], &[100.0]).ratio_to("innodb"), Some(3.0));
+        assert_eq!(row(Better::Less, &[100.0], &[300.0]).ratio_to("innodb"), Some(3.0));
+        assert_eq!(row(Better::Less, &[100.0], &[300.0]).ratio_to("myrocks"), None);
+        // Nothing was measured, or nothing happened: no ratio rather than infinity.
+        assert_eq!(row(Better::Less, &[], &[300.0]).ratio_to("innodb"), None);
+        assert_eq!(row(Better::Less, &[0.0], &[300.0]).ratio_to("innodb"), None);
+    }
+
+    #[test]
+    fn one_slow_round_changes_the_spread_and_not_the_figure() {
+        let quiet = row(Better::Less, &[10.0, 11.0, 10.0], &[20.0]);
+        let disturbed = row(Better::Less, &[10.0, 90.0, 10.0], &[20.0]);
+        assert_eq!(quiet.median_of("cistern"), disturbed.median_of("cistern"));
+        assert_eq!((quiet.spread(), disturbed.spread()), (Some(0.1), Some(8.0)));
+    }
+
+    #[test]
+    fn the_table_keeps_its_columns_and_names_its_failures() {
+        let mut report = Report::begin();
+        report.rows = vec![row(Better::More, &[1.0], &[2.0]), row(Better::More, &[12345.6], &[])];
+        assert!(!report.failed());
+        report.fail_last("innodb: it broke".into());
+        assert!(report.failed());
+        let table = report.table();
+        assert!(table.contains("\n  ! innodb: it broke"), "{table}");
+        let at = |needle: &str| {
+            let line = table.lines().find(|line| line.contains(needle));
+            line.and_then(|line| line.find(needle)).map(|start| start + needle.len())
+        };
+        assert_eq!(at("12346"), at("cistern"), "numbers end under the end of their head:\n{table}");
+    }
+}
