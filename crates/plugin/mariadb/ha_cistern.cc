@@ -457,7 +457,9 @@ bool ha_cistern::is_sequence() const { return table->s->table_type == TABLE_TYPE
 
 cistern_session *ha_cistern::session()
 {
-  if (likely(!copying && !is_sequence()))
+  if (likely(statement_session != nullptr))
+    return statement_session;
+  if (!copying && !is_sequence())
     return connection_of(ha_thd())->session;
   if (!own_session) {
     own_session= cistern_session_new(ha_thd(), &own_interrupt);
@@ -686,7 +688,10 @@ int ha_cistern::extra(enum ha_extra_function operation)
   switch (operation) {
   case HA_EXTRA_KEYREAD: cistern_cursor_key_only(cursor, 1); break;
   case HA_EXTRA_NO_KEYREAD: cistern_cursor_key_only(cursor, 0); break;
-  case HA_EXTRA_BEGIN_COPY: case HA_EXTRA_BEGIN_ALTER_IGNORE_COPY: copying= true; break;
+  case HA_EXTRA_BEGIN_COPY: case HA_EXTRA_BEGIN_ALTER_IGNORE_COPY:
+    copying= true;
+    statement_session= nullptr;
+    break;
   case HA_EXTRA_END_COPY: {
     int error= own_commit();
     end_own_session();
@@ -705,6 +710,7 @@ int ha_cistern::extra(enum ha_extra_function operation)
 int ha_cistern::reset()
 {
   lock= 0;
+  statement_session= nullptr;
   end_own_session();
   copying= false;
   cistern_cursor_key_only(cursor, 0);
@@ -725,20 +731,28 @@ THR_LOCK_DATA **ha_cistern::store_lock(THD *thd, THR_LOCK_DATA **to, enum thr_lo
   return to;
 }
 
+void ha_cistern::join_statement(THD *thd)
+{
+  Connection *connection= join_transaction(thd);
+  statement_session= copying || is_sequence() ? nullptr : connection->session;
+}
+
 int ha_cistern::external_lock(THD *thd, int type)
 {
-  if (type == F_UNLCK)
+  if (type == F_UNLCK) {
+    statement_session= nullptr;
     return 0;
+  }
   if (type == F_WRLCK)
     lock= 2;
-  join_transaction(thd);
+  join_statement(thd);
   return 0;
 }
 
 int ha_cistern::start_stmt(THD *thd, thr_lock_type type)
 {
   lock= type >= TL_FIRST_WRITE ? 2 : type == TL_READ_WITH_SHARED_LOCKS || (thd_tx_isolation(thd) == ISO_SERIALIZABLE && several_statements(thd)) ? 1 : 0;
-  join_transaction(thd);
+  join_statement(thd);
   return 0;
 }
 

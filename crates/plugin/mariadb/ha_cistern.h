@@ -11,6 +11,7 @@ class ha_cistern final : public handler
   /* A session apart from the connection's: for sequences, whose numbers are not rolled back, and for the copying of ALTER TABLE, which
      commits now and then because one transaction has to fit into memory. */
   cistern_session *own_session= nullptr;
+  cistern_session *statement_session= nullptr;   /* the connection's, from the lock of a statement to its reset */
   cistern_interrupt *own_interrupt= nullptr;
   bool copying= false;
   uint64_t copied_bytes= 0;
@@ -22,6 +23,7 @@ class ha_cistern final : public handler
   int fail(int error);
   int own_commit();
   void end_own_session();
+  void join_statement(THD *thd);
   void register_statement(THD *thd);
   void set_columns();
   bool is_sequence() const;

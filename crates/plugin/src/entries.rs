@@ -296,7 +296,7 @@ unsafe extern "C" fn cistern_session_interrupt(interrupt: *const InterruptHandle
 /// As the module says of handles.
 unsafe fn session_mut<'a>(session: *mut SessionHandle) -> Result<&'a mut SessionHandle> {
     // SAFETY: the caller's promise; null if the engine was down when the session was asked for.
-    unsafe { session.as_mut() }.ok_or(Error::Malformed("session: the engine is not running"))
+    unsafe { session.as_mut() }.ok_or_else(|| Error::Malformed("session: the engine is not running"))
 }
 
 #[unsafe(no_mangle)]

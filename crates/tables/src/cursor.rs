@@ -13,7 +13,7 @@ use std::sync::Arc;
 use engine::{Cursor, Granted, LockMode, ReadAs};
 
 use crate::keys::successor;
-use crate::layout::{Layout, TupleShape};
+use crate::layout::{EntryProgram, Layout, TupleShape};
 use crate::rows::{Parts, Program};
 use crate::table::{MALFORMED_TUPLE, Table};
 use crate::{Error, Result, Session};
@@ -166,6 +166,8 @@ struct Columns {
     /// The server's bitmap; `None`: all.
     wanted: Option<Vec<u8>>,
     program: Program,
+    /// For entries of the index in use, where they are all that is read.
+    entry: EntryProgram,
     wants_blobs: bool,
 }
 
@@ -184,7 +186,7 @@ impl RowCursor {
             engine: Cursor::new(table.store.engine()),
             lock: RowLock::None,
             alone: false,
-            columns: Columns { wanted: None, program, wants_blobs },
+            columns: Columns { wanted: None, program, entry: EntryProgram::default(), wants_blobs },
             key_only: false,
             index: None,
             covered: false,
@@ -246,7 +248,9 @@ impl RowCursor {
         self.covered = match self.index {
             Some(index) if self.key_only && layout.descriptor.primary != Some(index) => {
                 let columns = layout.descriptor.fields.len();
-                layout.indexes[index].covers(columns, |field| Columns::wants(wanted, field))
+                let codec = &layout.indexes[index];
+                codec.compile(|field| Columns::wants(wanted, field), &mut self.columns.entry);
+                codec.covers(columns, |field| Columns::wants(wanted, field))
             }
             _ => false,
         };
@@ -279,7 +283,7 @@ impl RowCursor {
         flag: ReadFlag,
         record: &mut [u8],
     ) -> Result<bool> {
-        let index = self.index.ok_or(Error::Malformed("call: no index in use"))?;
+        let index = self.index.ok_or_else(|| Error::Malformed("call: no index in use"))?;
         let shape = self.encode_bound(index, tuple)?;
         let codec = &self.table.layout.indexes[index];
         let point = codec.unique && shape.full && !shape.null;
@@ -344,7 +348,7 @@ impl RowCursor {
     }
     /// index_next_same: the next with the same key tuple.
     pub fn next_same(&mut self, session: &mut Session, tuple: &[u8], record: &mut [u8]) -> Result<bool> {
-        let index = self.index.ok_or(Error::Malformed("call: no index in use"))?;
+        let index = self.index.ok_or_else(|| Error::Malformed("call: no index in use"))?;
         let shape = self.encode_bound(index, tuple)?;
         if self.table.layout.indexes[index].unique && shape.full && !shape.null {
             return Ok(false);
@@ -367,7 +371,7 @@ impl RowCursor {
         position: &[u8],
         record: &mut [u8],
     ) -> Result<bool> {
-        let key = position_key(position).ok_or(Error::Malformed("position"))?;
+        let key = position_key(position).ok_or_else(|| Error::Malformed("position"))?;
         self.set_current(key);
         self.fetch_current(session, record, false)
     }
@@ -499,7 +503,7 @@ impl RowCursor {
     /// `flag` wants it.
     fn extension_fits(&self, flag: ReadFlag) -> Result<bool> {
         use ReadFlag::*;
-        let index = self.index.ok_or(Error::Malformed("call: no index in use"))?;
+        let index = self.index.ok_or_else(|| Error::Malformed("call: no index in use"))?;
         let (primary, _) = self.table.layout.indexes[index]
             .split(self.engine.key(), self.engine.value())
             .map_err(self.table.garbled("an index entry"))?;
@@ -592,7 +596,7 @@ impl RowCursor {
         self.current.set(primary);
         if self.covered && self.lock == RowLock::None {
             codec
-                .decode(key, value, record, &mut self.scratch.weights)
+                .decode(&self.columns.entry, key, value, record, &mut self.scratch.weights)
                 .map_err(self.table.garbled("an index entry"))?;
             return Ok(true);
         }
@@ -684,11 +688,11 @@ impl RowCursor {
         let read = if self.lock == RowLock::None { session.read_snapshot() } else { session.read_for_lock() };
         let (codec, current) = (&self.table.layout.indexes[index], &mut self.current);
         let (bound, scratch) = (&self.bound, &mut self.scratch.weights);
-        let covered = self.covered && self.lock == RowLock::None;
+        let (covered, program) = (self.covered && self.lock == RowLock::None, &self.columns.entry);
         let found = session.txn.get(tree, bound, read, |value| {
             let (primary, _) = codec.split(bound, value)?;
             current.set(primary);
-            if covered { codec.decode(bound, value, record, scratch) } else { Ok(()) }
+            if covered { codec.decode(program, bound, value, record, scratch) } else { Ok(()) }
         })?;
         self.detach();
         match found {

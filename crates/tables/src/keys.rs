@@ -314,7 +314,7 @@ impl Part {
         key: &[u8],
         mut at: usize,
         restore: &mut &[u8],
-        record: Option<&mut [u8]>,
+        mut record: Option<&mut [u8]>,
         scratch: &mut Vec<u8>,
     ) -> Result<usize, Garbled> {
         if self.nullable {
@@ -330,6 +330,12 @@ impl Part {
             }
         }
         let flip = self.flip;
+        if let (Some(record), Shape::Int(n) | Shape::UInt(n)) = (record.as_deref_mut(), self.shape) {
+            let bytes = key.get(at..at + n).filter(|bytes| self.slot.fits(bytes)).ok_or(Garbled)?;
+            let sign = if matches!(self.shape, Shape::Int(_)) { 0x80 } else { 0 };
+            self.slot.set_from_key(record, bytes, sign, flip);
+            return Ok(at + n);
+        }
         scratch.clear();
         let end = match self.shape {
             Shape::Int(n) => {

@@ -108,6 +108,14 @@ impl Layout {
     }
 }
 
+/// Which parts of an index entry a read decodes, the index's own and the primary key's, each up to the last one wanted; reused
+/// from set to set.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct EntryProgram {
+    own: Vec<bool>,
+    primary: Vec<bool>,
+}
+
 impl IndexCodec {
     fn new(descriptor: &Descriptor, number: usize, collations: &dyn Collations) -> Self {
         let index = &descriptor.indexes[number];
@@ -287,26 +295,40 @@ impl IndexCodec {
         })
     }
 
-    /// Writes the columns that an entry gives back into a record.
+    /// Compiles what reads of a set of columns decode.
+    pub(crate) fn compile(&self, wanted: impl Fn(usize) -> bool, program: &mut EntryProgram) {
+        let choose = |flags: &mut Vec<bool>, parts: &[Part], restorable: fn(&Part) -> bool| {
+            flags.clear();
+            flags.extend(parts.iter().map(|part| restorable(part) && wanted(part.field)));
+            flags.truncate(flags.iter().rposition(|wanted| *wanted).map_or(0, |last| last + 1));
+        };
+        choose(&mut program.own, &self.parts, Part::restorable);
+        choose(&mut program.primary, &self.primary, Part::restorable_from_key);
+    }
+
+    /// Writes a program's columns into a record.
+    #[inline]
     pub(crate) fn decode(
         &self,
+        program: &EntryProgram,
         key: &[u8],
         value: &[u8],
         record: &mut [u8],
         scratch: &mut Vec<u8>,
     ) -> Result<(), Garbled> {
+        if program.own.is_empty() && program.primary.is_empty() {
+            return Ok(());
+        }
         let (primary, mut restore) = self.split(key, value)?;
         let mut at = 0;
-        for part in &self.parts {
-            let record = part.restorable().then_some(&mut *record);
-            at = part.decode(key, at, &mut restore, record, scratch)?;
+        for (part, wanted) in self.parts.iter().zip(&program.own) {
+            at = part.decode(key, at, &mut restore, wanted.then_some(&mut *record), scratch)?;
         }
         let mut at = 0;
-        for part in &self.primary {
-            let record = part.restorable_from_key().then_some(&mut *record);
-            at = match record {
-                Some(record) => part.decode(primary, at, &mut &[][..], Some(record), scratch)?,
-                None => part.skip(primary, at)?,
+        for (part, wanted) in self.primary.iter().zip(&program.primary) {
+            at = match wanted {
+                true => part.decode(primary, at, &mut &[][..], Some(record), scratch)?,
+                false => part.skip(primary, at)?,
             };
         }
         Ok(())

@@ -91,6 +91,16 @@ impl Slot {
         self.put(record, value);
     }
 
+    /// Puts an integer that `fits`, given as a key has it.
+    #[inline]
+    pub(crate) fn set_from_key(&self, record: &mut [u8], key: &[u8], sign: u8, flip: u8) {
+        if let Some((at, bit)) = self.null {
+            record[at] &= !bit;
+        }
+        let int = KeyInt { bytes: key.len(), reversed: true, sign, flip };
+        int.copy(key, &mut record[self.offset..self.offset + key.len()]);
+    }
+
     #[inline]
     fn put(&self, record: &mut [u8], value: &[u8]) {
         let to = &mut record[self.offset..];
