@@ -31,6 +31,7 @@ class ha_cistern final : public handler
 public:
   ha_cistern(handlerton *hton, TABLE_SHARE *share) : handler(hton, share) {}
 
+  enum row_type get_row_type() const override { return ROW_TYPE_DYNAMIC; }
   ulonglong table_flags() const override;
   ulong index_flags(uint index, uint part, bool all_parts) const override;
   uint max_supported_keys() const override { return MAX_KEY; }
