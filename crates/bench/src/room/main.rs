@@ -108,8 +108,14 @@ fn main() -> ExitCode {
         eprintln!("bench: {name}");
         let directory = directory.join(&name);
         std::fs::create_dir_all(&directory).expect("the directory can be made");
-        if let Err(reason) = section.run(&arguments, &directory, &mut report) {
-            report.fail(&name, reason);
+        // A server that does not start panics; the rows that are there, and the sections that follow, outlive that.
+        let ran = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            section.run(&arguments, &directory, &mut report)
+        }));
+        match ran {
+            Ok(Ok(())) => (),
+            Ok(Err(reason)) => report.fail(&name, reason),
+            Err(_) => report.fail(&name, "it panicked; what it said is above".into()),
         }
         if arguments.directory.is_none()
             && let Err(error) = std::fs::remove_dir_all(&directory)
