@@ -51,6 +51,8 @@ typedef struct {
   ptrdiff_t (*weights)(const void *collation, uint32_t levels, const uint8_t *text, size_t length, uint8_t *room, size_t room_length);
   size_t (*prefix_bytes)(const void *collation, const uint8_t *text, size_t length, size_t chars);
   int (*killed)(void *thd);                                /* also true when the client has gone away */
+  /* Of the condition that the handler has pushed, for the entry whose columns are in its record: 0 no, 1 yes, 2 beyond the end of the range, else the statement is to end. */
+  int (*meets_condition)(void *handler, uint8_t *record);
   void (*log)(int level, const char *text, size_t length); /* 0 information, 1 warning, 2 error */
 } cistern_callbacks;
 
@@ -125,6 +127,9 @@ void cistern_cursor_free(cistern_cursor *cursor);
 void cistern_cursor_columns(cistern_cursor *cursor, const uint8_t *read, const uint8_t *write, size_t bytes); /* read NULL: all */
 void cistern_cursor_key_only(cistern_cursor *cursor, int yes);
 void cistern_cursor_lock(cistern_cursor *cursor, int lock);                  /* 0 none, 1 shared, 2 exclusive */
+/* Leaves the handler's condition to reads by an index until it is cleared; columns: all that it may look at. 0: refused. 1: accepted, but entries can not tell the end of a range; 2: they can. */
+int cistern_cursor_push_condition(cistern_cursor *cursor, cistern_session *session, uint32_t index, const uint8_t *columns, size_t bytes, void *handler);
+void cistern_cursor_clear_condition(cistern_cursor *cursor);
 int cistern_cursor_start(cistern_cursor *cursor, int32_t index);             /* -1: rows */
 void cistern_cursor_stop(cistern_cursor *cursor);
 int cistern_read(cistern_cursor *cursor, cistern_session *session, cistern_bytes tuple, uint32_t flag, uint8_t *record);

@@ -109,7 +109,9 @@ static void ask_log(int level, const char *text, size_t length)
   }
 }
 
-static const cistern_callbacks callbacks= { ask_weights, ask_prefix_bytes, ask_killed, ask_log };
+static int ask_condition(void *asked, uint8_t *) { return ((ha_cistern *) asked)->meets_condition(); }
+
+static const cistern_callbacks callbacks= { ask_weights, ask_prefix_bytes, ask_killed, ask_condition, ask_log };
 
 /* ---- a table's shape ---- */
 
@@ -429,7 +431,7 @@ ulonglong ha_cistern::table_flags() const
 ulong ha_cistern::index_flags(uint index, uint, bool) const
 {
   return HA_READ_NEXT | HA_READ_PREV | HA_READ_ORDER | HA_READ_RANGE | HA_KEYREAD_ONLY | HA_KEY_SCAN_NOT_ROR |
-         (index == table_share->primary_key ? HA_CLUSTERED_INDEX : 0);
+         (index == table_share->primary_key ? HA_CLUSTERED_INDEX : HA_DO_INDEX_COND_PUSHDOWN);
 }
 
 static const double page_bytes= 16384;
@@ -593,6 +595,44 @@ void ha_cistern::column_bitmaps_signal()
 {
   if (cursor && inited != NONE)             /* else index_init or rnd_init will tell */
     set_columns();
+}
+
+Item *ha_cistern::idx_cond_push(uint index, Item *condition)
+{
+  /* What the condition may look at is known by the server's rule alone: its own layout changes between patch levels. */
+  uint8_t columns[(MAX_FIELDS + 7) / 8]= {};
+  for (uint i= 0; i < table->s->fields; i++)
+    if (table->field[i]->part_of_key_not_clustered.is_set(index)) {
+      if (!table->field[i]->stored_in_db())
+        return condition;
+      columns[i / 8]|= (uint8_t) (1 << (i % 8));
+    }
+  cistern_cursor_lock(cursor, lock);
+  int accepted= cistern_cursor_push_condition(cursor, session(), index, columns, sizeof(columns), this);
+  if (!accepted)
+    return condition;
+  entries_tell_range= accepted == 2;
+  pushed_idx_cond= condition;
+  pushed_idx_cond_keyno= index;
+  return nullptr;
+}
+
+void ha_cistern::cancel_pushed_idx_cond()
+{
+  if (pushed_idx_cond)
+    cistern_cursor_clear_condition(cursor);
+  handler::cancel_pushed_idx_cond();
+}
+
+/* The server looks at the table's first record, which is where all reads by an index go that can have a condition. */
+int ha_cistern::meets_condition()
+{
+  key_range *end= end_range;
+  if (!entries_tell_range)
+    end_range= nullptr;
+  int answer= handler_index_cond_check(this);
+  end_range= end;
+  return answer;
 }
 
 int ha_cistern::index_init(uint index, bool)

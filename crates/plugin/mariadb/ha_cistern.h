@@ -16,6 +16,8 @@ class ha_cistern final : public handler
   bool copying= false;
   uint64_t copied_bytes= 0;
   uint64_t statistics_seen= 0;
+  /* Whether entries of the index of the pushed condition can tell the end of a range. */
+  bool entries_tell_range= false;
   /* As it was opened: the share of a partition has the path of the whole table. */
   char path[FN_REFLEN + 1]= "";
 
@@ -30,6 +32,7 @@ class ha_cistern final : public handler
 
 public:
   ha_cistern(handlerton *hton, TABLE_SHARE *share) : handler(hton, share) {}
+  int meets_condition();
 
   enum row_type get_row_type() const override { return ROW_TYPE_DYNAMIC; }
   ulonglong table_flags() const override;
@@ -75,6 +78,8 @@ public:
   void position(const uchar *record) override;
   void unlock_row() override;
   void column_bitmaps_signal() override;
+  Item *idx_cond_push(uint index, Item *condition) override;
+  void cancel_pushed_idx_cond() override;
   ha_rows records_in_range(uint index, const key_range *low, const key_range *high, page_range *pages) override;
 
   int info(uint flag) override;

@@ -122,6 +122,7 @@ pub struct Callbacks {
     pub weights: WeightsCall,
     pub prefix_bytes: PrefixCall,
     pub killed: unsafe extern "C" fn(*mut c_void) -> c_int,
+    pub meets_condition: unsafe extern "C" fn(*mut c_void, *mut u8) -> c_int,
     pub log: unsafe extern "C" fn(c_int, *const c_char, usize),
 }
 

@@ -9,7 +9,10 @@ use std::ffi::{c_char, c_int, c_void};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tables::{Error, ReadFlag, Record, Result, RowCursor, RowLock, Savepoint, Session, Table, TableImages};
+use tables::{
+    Error, Pushed, ReadFlag, Record, Result, RowCursor, RowLock, Savepoint, Session, Table, TableImages,
+    Verdict,
+};
 
 use crate::border::{
     Blobs, Bytes, Callbacks, Config, CounterSink, FfiDescriptor, FfiRangeEnd, NameSink, Text, slice,
@@ -615,6 +618,44 @@ unsafe extern "C" fn cistern_cursor_lock(cursor: *mut CursorHandle, lock: c_int)
     };
     // SAFETY: a cursor of ours.
     guard_value((), || unsafe { &mut *cursor }.cursor.set_lock(lock));
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cistern_cursor_push_condition(
+    cursor: *mut CursorHandle,
+    session: *mut SessionHandle,
+    index: u32,
+    columns: *const u8,
+    bytes: usize,
+    handler: *mut c_void,
+) -> c_int {
+    guard_value(0, || {
+        // SAFETY: handles of ours, and a bitmap that long.
+        let (handle, session, columns) =
+            unsafe { (&mut *cursor, session_mut(session), slice(columns, bytes)) };
+        let (Ok(session), Some(callbacks)) = (session, log::callbacks()) else { return 0 };
+        let (handler, meets) = (handler as usize, callbacks.meets_condition);
+        let condition = move |record: &mut [u8]| {
+            // SAFETY: the handler owns the cursor, and takes the condition back before it forgets it. The record is handed over for the call.
+            match unsafe { meets(handler as *mut c_void, record.as_mut_ptr()) } {
+                0 => Verdict::Skip,
+                1 => Verdict::Take,
+                2 => Verdict::PastTheEnd,
+                _ => Verdict::Killed,
+            }
+        };
+        match handle.cursor.push_condition(&session.session, index as usize, columns, Box::new(condition)) {
+            Pushed::Refused => 0,
+            Pushed::WithoutRange => 1,
+            Pushed::WithRange => 2,
+        }
+    })
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cistern_cursor_clear_condition(cursor: *mut CursorHandle) {
+    // SAFETY: a cursor of ours.
+    guard_value((), || unsafe { &mut *cursor }.cursor.clear_condition());
 }
 
 #[unsafe(no_mangle)]

@@ -6,6 +6,8 @@
 //! * A locking read locks the row, then reads its newest version, and skips it if it is gone or has left the index entry that
 //!   led to it.
 //! * A scan never meets a row again that this cursor's own update moved.
+//! * While a condition is set for the index in use, no row is returned whose entry does not meet it, whatever led to the entry; the row is
+//!   neither fetched nor locked.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -71,6 +73,33 @@ pub enum RowLock {
     Exclusive,
 }
 
+/// What a condition says of an index entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Its row is not wanted.
+    Skip,
+    /// Its row is wanted, as far as the entry tells.
+    Take,
+    /// It lies beyond the end of what is read: nothing that follows is wanted.
+    PastTheEnd,
+    /// The statement was killed.
+    Killed,
+}
+
+/// A part of a statement's WHERE that entries of one index can answer. Gets a record in which the columns that the entry gives back stand.
+pub type Condition = Box<dyn FnMut(&mut [u8]) -> Verdict + Send>;
+
+/// How much of a condition is left to the cursor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pushed {
+    /// Nothing: the caller goes on to check it by itself.
+    Refused,
+    /// The condition; but the entry can not tell where a range ends.
+    WithoutRange,
+    /// The condition, and the end of a range: all parts of the key can be had back, the primary key's too.
+    WithRange,
+}
+
 /// A record to be written.
 #[derive(Clone, Copy, Debug)]
 pub struct Record<'a> {
@@ -106,6 +135,23 @@ pub struct RowCursor {
     /// Entries of the index in use that this cursor's own updates made since the scan started.
     pub(crate) moved: BTreeSet<Vec<u8>>,
     pub(crate) scratch: Scratch,
+    condition: Option<Box<PushedCondition>>,
+    /// Entries whose rows a condition spared, not told the store yet.
+    spared: u64,
+}
+
+struct PushedCondition {
+    index: usize,
+    /// All columns that an entry gives back.
+    entry: EntryProgram,
+    check: Condition,
+}
+
+/// What came of an entry.
+enum Met {
+    Row,
+    Nothing,
+    End,
 }
 
 /// Where a scan is.
@@ -199,6 +245,8 @@ impl RowCursor {
             current: Current::default(),
             moved: BTreeSet::new(),
             scratch: Scratch::default(),
+            condition: None,
+            spared: 0,
             table,
         }
     }
@@ -242,6 +290,36 @@ impl RowCursor {
         self.alone = yes;
     }
 
+    /// Leaves a condition to the reads by `index` that follow, until [`RowCursor::clear_condition`]. `columns` (a bitmap as in `set_columns`):
+    /// those that it may look at. Call after `set_lock`. It is refused if entries do not give all of them back, and if reads lock in
+    /// REPEATABLE READ: there the rows that do not meet it stay locked too, so that they can't come to meet it before the transaction ends.
+    pub fn push_condition(
+        &mut self,
+        session: &Session,
+        index: usize,
+        columns: &[u8],
+        condition: Condition,
+    ) -> Pushed {
+        let layout = &self.table.layout;
+        let Some(codec) = layout.indexes.get(index).filter(|_| layout.descriptor.primary != Some(index))
+        else {
+            return Pushed::Refused;
+        };
+        let locks_all = self.lock != RowLock::None && !session.is_read_committed();
+        let all = layout.descriptor.fields.len();
+        if locks_all || !codec.covers(all, |field| Columns::wants(Some(columns), field)) {
+            return Pushed::Refused;
+        }
+        let mut entry = EntryProgram::default();
+        codec.compile(|_| true, &mut entry);
+        self.condition = Some(Box::new(PushedCondition { index, entry, check: condition }));
+        if codec.gives_back_its_key() { Pushed::WithRange } else { Pushed::WithoutRange }
+    }
+    /// Forgets the condition.
+    pub fn clear_condition(&mut self) {
+        self.condition = None;
+    }
+
     fn settle_cover(&mut self) {
         let wanted = self.columns.wanted.as_deref();
         let layout = &self.table.layout;
@@ -270,6 +348,7 @@ impl RowCursor {
     }
     /// Done with it (index_end, rnd_end, reset): lets go of snapshots and memory. The current row stays current.
     pub fn stop(&mut self) {
+        self.table.store.note_spared(std::mem::take(&mut self.spared));
         self.engine.close();
         self.place = Place::Unset;
         self.moved.clear();
@@ -543,8 +622,10 @@ impl RowCursor {
             {
                 return Ok(false);
             }
-            if self.fetch(session, record)? {
-                return Ok(true);
+            match self.fetch(session, record)? {
+                Met::Row => return Ok(true),
+                Met::End => return Ok(false),
+                Met::Nothing => {}
             }
             if self.stale {
                 self.reopen(session)?;
@@ -570,37 +651,52 @@ impl RowCursor {
         if backward || successor(&mut self.entry) { Place::Detached } else { Place::AfterLast }
     }
 
-    /// Reads the row of the entry that the engine's cursor stands on. False: there is none for this reader.
+    /// Reads the row of the entry that the engine's cursor stands on, if there is one for this reader.
     #[inline]
-    fn fetch(&mut self, session: &mut Session, record: &mut [u8]) -> Result<bool> {
+    fn fetch(&mut self, session: &mut Session, record: &mut [u8]) -> Result<Met> {
         let (key, value) = (self.engine.key(), self.engine.value());
         if !self.moved.is_empty() && self.moved.contains(key) {
-            return Ok(false);
+            return Ok(Met::Nothing);
         }
         let layout = &self.table.layout;
         let secondary = self.index.filter(|index| layout.descriptor.primary != Some(*index));
         let Some(index) = secondary else {
             self.current.set(key);
             if self.lock != RowLock::None {
-                return self.fetch_current(session, record, false);
+                return self.fetch_current(session, record, false).map(Met::of);
             }
             if self.columns.wants_blobs {
                 self.current.row.clear();
                 self.current.row.extend_from_slice(value);
             }
             let row = if self.columns.wants_blobs { &self.current.row } else { value };
-            return decode(layout, &self.columns.program, row, key, record, &self.table).map(|()| true);
+            return decode(layout, &self.columns.program, row, key, record, &self.table).map(|()| Met::Row);
         };
         let codec = &layout.indexes[index];
+        let covered = self.covered && self.lock == RowLock::None;
+        let condition = self.condition.as_deref_mut().filter(|condition| condition.index == index);
+        if let Some(program) = entry_program(covered, condition.as_deref(), &self.columns) {
+            codec
+                .decode(program, key, value, record, &mut self.scratch.weights)
+                .map_err(self.table.garbled("an index entry"))?;
+        }
+        if let Some(condition) = condition {
+            match (condition.check)(record) {
+                Verdict::Take => {}
+                Verdict::Skip => {
+                    self.spared += 1;
+                    return Ok(Met::Nothing);
+                }
+                Verdict::PastTheEnd => return Ok(Met::End),
+                Verdict::Killed => return Err(killed()),
+            }
+        }
         let (primary, _) = codec.split(key, value).map_err(self.table.garbled("an index entry"))?;
         self.current.set(primary);
-        if self.covered && self.lock == RowLock::None {
-            codec
-                .decode(&self.columns.entry, key, value, record, &mut self.scratch.weights)
-                .map_err(self.table.garbled("an index entry"))?;
-            return Ok(true);
+        if covered {
+            return Ok(Met::Row);
         }
-        self.fetch_current(session, record, true)
+        self.fetch_current(session, record, true).map(Met::of)
     }
 
     /// Reads the current row by its primary key, under a lock if the reads lock. `entry`: an entry of the index in use led to it.
@@ -688,19 +784,30 @@ impl RowCursor {
         let read = if self.lock == RowLock::None { session.read_snapshot() } else { session.read_for_lock() };
         let (codec, current) = (&self.table.layout.indexes[index], &mut self.current);
         let (bound, scratch) = (&self.bound, &mut self.scratch.weights);
-        let (covered, program) = (self.covered && self.lock == RowLock::None, &self.columns.entry);
+        let covered = self.covered && self.lock == RowLock::None;
+        let condition = self.condition.as_deref_mut().filter(|condition| condition.index == index);
+        let program = entry_program(covered, condition.as_deref(), &self.columns);
         let found = session.txn.get(tree, bound, read, |value| {
             let (primary, _) = codec.split(bound, value)?;
             current.set(primary);
-            if covered { codec.decode(program, bound, value, record, scratch) } else { Ok(()) }
+            program.map_or(Ok(()), |program| codec.decode(program, bound, value, record, scratch))
         })?;
+        let verdict = match (&found, condition) {
+            (Some(Ok(())), Some(condition)) => (condition.check)(record),
+            _ => Verdict::Take,
+        };
         self.detach();
-        match found {
-            None => Ok(false),
-            Some(decoded) => {
-                decoded.map_err(self.table.garbled("an index entry"))?;
-                if covered { Ok(true) } else { self.fetch_current(session, record, true) }
+        let Some(decoded) = found else { return Ok(false) };
+        decoded.map_err(self.table.garbled("an index entry"))?;
+        match verdict {
+            Verdict::Take if covered => Ok(true),
+            Verdict::Take => self.fetch_current(session, record, true),
+            Verdict::Skip => {
+                self.spared += 1;
+                Ok(false)
             }
+            Verdict::PastTheEnd => Ok(false),
+            Verdict::Killed => Err(killed()),
         }
     }
 
@@ -715,6 +822,25 @@ impl RowCursor {
     fn set_current(&mut self, key: &[u8]) {
         self.current.set(key);
     }
+}
+
+impl Met {
+    fn of(found: bool) -> Self {
+        if found { Self::Row } else { Self::Nothing }
+    }
+}
+
+/// What has to be decoded of an entry, if anything.
+fn entry_program<'a>(
+    covered: bool,
+    condition: Option<&'a PushedCondition>,
+    columns: &'a Columns,
+) -> Option<&'a EntryProgram> {
+    condition.map(|condition| &condition.entry).or(covered.then_some(&columns.entry))
+}
+
+fn killed() -> Error {
+    engine::Error::new(engine::Kind::Interrupted, "the read was interrupted").into()
 }
 
 impl Current {

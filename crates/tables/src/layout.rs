@@ -295,6 +295,13 @@ impl IndexCodec {
         })
     }
 
+    /// Whether an entry gives back all columns of its key, those of the primary key too.
+    pub(crate) fn gives_back_its_key(&self) -> bool {
+        let by_parts = |field| self.parts.iter().any(|part| part.field == field && part.restorable());
+        self.parts.iter().all(|part| part.restorable())
+            && self.primary.iter().all(|part| part.restorable_from_key() || by_parts(part.field))
+    }
+
     /// Compiles what reads of a set of columns decode.
     pub(crate) fn compile(&self, wanted: impl Fn(usize) -> bool, program: &mut EntryProgram) {
         let choose = |flags: &mut Vec<bool>, parts: &[Part], restorable: fn(&Part) -> bool| {

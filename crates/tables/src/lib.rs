@@ -22,7 +22,7 @@ mod write;
 
 pub use backup::Settled;
 pub use catalogue::Definition;
-pub use cursor::{ReadFlag, Record, RowCursor, RowLock};
+pub use cursor::{Condition, Pushed, ReadFlag, Record, RowCursor, RowLock, Verdict};
 pub use descriptor::{
     CollationId, Collations, Descriptor, Field, Index, IndexPart, Kind, LEVELS_MAX, Storage, TextOrder,
 };

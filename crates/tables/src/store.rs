@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use engine::{Cursor, Engine, LockMode, LockWait, ReadAs, TreeId, Txn};
@@ -37,12 +38,18 @@ pub struct Store {
     engine: Arc<Engine>,
     collations: Arc<dyn Collations>,
     states: Mutex<BTreeMap<u64, Arc<TableState>>>,
+    rows_spared: AtomicU64,
 }
 
 impl Store {
     /// Opens the catalogue, making it in a fresh engine; an unknown catalogue format is refused by name.
     pub fn open(engine: Arc<Engine>, collations: Arc<dyn Collations>) -> Result<Arc<Store>> {
-        let store = Arc::new(Self { engine, collations, states: Mutex::new(BTreeMap::new()) });
+        let store = Arc::new(Self {
+            engine,
+            collations,
+            states: Mutex::new(BTreeMap::new()),
+            rows_spared: AtomicU64::new(0),
+        });
         let format_key = key(Space::Format, &[]);
         let format =
             store.read(|txn| Ok(txn.get(CATALOGUE, &format_key, ReadAs::Newest, <[u8]>::to_vec)?))?;
@@ -77,6 +84,15 @@ impl Store {
     }
     pub(crate) fn collations(&self) -> &dyn Collations {
         &*self.collations
+    }
+    /// Rows that were not fetched since the start because a condition on their index entry ruled them out.
+    pub fn rows_spared(&self) -> u64 {
+        self.rows_spared.load(Relaxed)
+    }
+    pub(crate) fn note_spared(&self, rows: u64) {
+        if rows != 0 {
+            self.rows_spared.fetch_add(rows, Relaxed);
+        }
     }
 
     /// Makes an empty table. `auto_increment` is the first value handed out (0 is taken as 1).
