@@ -52,7 +52,7 @@ fn load(target: &Target, rows: u64) -> Result<(), String> {
             &mut connection,
             &format!(
                 "INSERT INTO t SELECT seq, CRC32(seq) % {rows}, CRC32(seq * 7) % {rows} + 1, seq % 1000, \
-                 CONCAT(MD5(seq), MD5(seq + 1), MD5(seq + 2), MD5(seq + 3), MD5(seq + 4), LEFT(MD5(seq + 5), 20)) \
+                 CONCAT(MD5(seq * 8), MD5(seq * 8 + 1), MD5(seq * 8 + 2), MD5(seq * 8 + 3), MD5(seq * 8 + 4), LEFT(MD5(seq * 8 + 5), 20)) \
                  FROM seq_{first}_to_{last}"
             ),
         )?;
