@@ -1,4 +1,5 @@
-//! Conditions that entries of an index answer before the row is fetched: the same rows as without them, and fewer of them fetched.
+//! Conditions that entries of an index answer before the row is fetched, and rows that are read in batches: the same rows as without,
+//! and fewer of them fetched.
 #![allow(clippy::disallowed_methods, reason = "real processes run on real time")]
 
 use acceptance::company::Random;
@@ -9,8 +10,12 @@ use mysql::{Conn, Row};
 const ROWS: u64 = 600;
 const QUERIES: usize = 400;
 
-const ON: &str = "SET optimizer_switch='index_condition_pushdown=on'";
-const OFF: &str = "SET optimizer_switch='index_condition_pushdown=off'";
+const OFF: &str =
+    "SET optimizer_switch='index_condition_pushdown=off,mrr=off,mrr_sort_keys=off', join_cache_level=2";
+const ON: &str =
+    "SET optimizer_switch='index_condition_pushdown=on,mrr=off,mrr_sort_keys=off', join_cache_level=2";
+/// Entries first, then rows in primary order; joins by batches of keys.
+const BATCHED: &str = "SET optimizer_switch='index_condition_pushdown=on,mrr=on,mrr_cost_based=off,mrr_sort_keys=on', join_cache_level=6";
 
 /// Columns in all kinds of company: in whole and by their start, ascending and not, beside a primary key of a number, of text whose bytes
 /// an entry does not give back, and beside none.
@@ -156,6 +161,12 @@ fn answer(root: &mut Conn, sql: &str) -> Vec<String> {
     rows
 }
 
+/// What EXPLAIN says beside each table.
+fn plan(root: &mut Conn, sql: &str) -> String {
+    let rows: Vec<Row> = root.query(format!("EXPLAIN {sql}")).expect("a plan");
+    rows.iter().map(|row| row.get::<Option<String>, _>("Extra").flatten().unwrap_or_default()).collect()
+}
+
 fn spared(root: &mut Conn) -> u64 {
     let row: Option<(String, u64)> =
         root.query_first("SHOW GLOBAL STATUS LIKE 'cistern_index_condition_rows_spared'").expect("a counter");
@@ -173,6 +184,13 @@ fn conditions_answered_by_entries_change_no_answer() {
         root.query_drop(format!("CREATE OR REPLACE TABLE t ({primary}, {COLUMNS})")).expect("a table");
         fill(&mut root, &mut dice, "t", round == 1);
         root.query_drop("ANALYZE TABLE t").expect("statistics");
+        root.query_drop(BATCHED).expect("a setting");
+        for batched in [
+            "SELECT pad FROM t FORCE INDEX (ab) WHERE a BETWEEN 3 AND 9",
+            "SELECT x.pad FROM outside o JOIN t x FORCE INDEX (ab) ON x.a = o.k",
+        ] {
+            assert!(plan(&mut root, batched).contains("Rowid-ordered scan"), "{primary}: {batched}");
+        }
         let before = spared(&mut root);
         for _ in 0..QUERIES {
             let sql = query(&mut dice);
@@ -182,16 +200,16 @@ fn conditions_answered_by_entries_change_no_answer() {
             let so_far = spared(&mut root);
             let expected = answer(&mut root, &sql);
             assert_eq!(spared(&mut root), so_far, "nothing is pushed that the server keeps: {sql}");
-            root.query_drop(ON).expect("on");
-            let got = answer(&mut root, &sql);
-            root.query_drop("COMMIT").expect("a commit");
-            if got != expected {
-                differences.push(format!(
-                    "{primary}, {isolation}: {} rows, not {}: {sql}",
-                    got.len(),
-                    expected.len()
-                ));
+            for (setting, name) in [(ON, "one by one"), (BATCHED, "batched")] {
+                root.query_drop(setting).expect("a setting");
+                let got = answer(&mut root, &sql);
+                if got != expected {
+                    let (got, expected) = (got.len(), expected.len());
+                    differences
+                        .push(format!("{primary}, {isolation}, {name}: {got} rows, not {expected}: {sql}"));
+                }
             }
+            root.query_drop("COMMIT").expect("a commit");
         }
         assert!(spared(&mut root) > before + ROWS, "{primary}: rows are fetched all the same");
     }
@@ -232,7 +250,8 @@ fn writes_by_such_conditions_leave_the_same_tables() {
                 "DELETE FROM @ WHERE id IN (SELECT id FROM (SELECT id, pad FROM @ FORCE INDEX ({index}) WHERE {wanted} ORDER BY id LIMIT 3) x)"
             ),
         };
-        for (setting, table) in [(ON, "t"), (OFF, "u")] {
+        let setting = of(&mut dice, &[ON, BATCHED]);
+        for (setting, table) in [(setting, "t"), (OFF, "u")] {
             root.query_drop(setting).expect("a setting");
             let sql = sql.replace('@', table);
             root.query_drop(&sql).unwrap_or_else(|error| panic!("{error}: {sql}"));
@@ -253,16 +272,12 @@ fn rows_that_do_not_meet_the_condition_are_locked_as_the_isolation_asks() {
         .expect("a table");
     root.query_drop("INSERT INTO t SELECT seq, seq DIV 10, seq MOD 10, 0 FROM seq_0_to_99").expect("rows");
     let read = "SELECT * FROM t FORCE INDEX (ab) WHERE a BETWEEN 3 AND 4 AND b MOD 5 = 1 FOR UPDATE";
-    let plan = |root: &mut Conn| {
-        let row: Row = root.query_first(format!("EXPLAIN {read}")).expect("a plan").expect("a plan");
-        row.get::<String, _>("Extra").unwrap_or_default()
-    };
     let mut other = server.connect().expect("a second connection");
     other.query_drop("USE o; SET cistern_lock_wait_timeout=0").expect("a setting");
     for (isolation, pushed) in [("READ COMMITTED", true), ("REPEATABLE READ", false)] {
         root.query_drop(format!("SET SESSION TRANSACTION ISOLATION LEVEL {isolation}; BEGIN"))
             .expect("a start");
-        assert_eq!(plan(&mut root).contains("index condition"), pushed, "{isolation}");
+        assert_eq!(plan(&mut root, read).contains("index condition"), pushed, "{isolation}");
         let before = spared(&mut root);
         assert_eq!(answer(&mut root, read).len(), 4);
         assert_eq!(spared(&mut root) - before, if pushed { 16 } else { 0 }, "{isolation}");

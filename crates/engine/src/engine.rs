@@ -23,6 +23,7 @@ use crate::limits::Shape;
 use crate::locks::{LockTable, Owner};
 use crate::manifest::ManifestWriter;
 use crate::points::{self, Point};
+use crate::prefetch::prefetch;
 use crate::pulse::Pulse;
 use crate::recovery::{RecoveryParts, Report, recover};
 use crate::replay::Replay;
@@ -184,6 +185,7 @@ struct Counters {
     compacted_bytes_written: AtomicU64,
     published: AtomicU64,
     ssts_deleted: AtomicU64,
+    prefetched: AtomicU64,
     wal_damages: AtomicU64,
     /// The last of them.
     wal_damaged_at: AtomicU64,
@@ -199,6 +201,8 @@ const UPLOADS: usize = 4;
 const SUBCOMPACTIONS: usize = 2;
 /// Slices that a start fetches at the same time.
 const FETCHES: usize = 16;
+/// Pieces of ssts that one batch of reads fetches at the same time.
+const PREFETCHES: usize = 32;
 
 impl Engine {
     /// Takes over the branch (every earlier writer is fenced from now on) and recovers all that was committed.
@@ -370,6 +374,7 @@ impl Engine {
             ("edits_queued", self.tree.queued() as u64),
             ("unuploaded_bytes", self.store.unuploaded_bytes()),
             ("ssts_deleted", count(&self.counters.ssts_deleted)),
+            ("prefetched", count(&self.counters.prefetched)),
             ("writes_delayed", self.throttle.delayed()),
             ("block_cache_hits", cache.hits),
             ("block_cache_misses", cache.misses),
@@ -445,6 +450,14 @@ impl Engine {
     #[inline]
     pub(crate) fn newest(&self) -> (Guard<Arc<View>>, Seqno) {
         self.commits.newest()
+    }
+
+    pub(crate) fn prefetch(&self, keys: &[&[u8]]) -> usize {
+        let at_once = if self.settings.background == Background::Threads { PREFETCHES } else { 1 };
+        let view = Arc::clone(&self.view());
+        let pieces = prefetch(&view, &self.store, keys, at_once);
+        self.counters.prefetched.fetch_add(pieces as u64, Ordering::Relaxed);
+        pieces
     }
 
     pub(crate) fn commit(&self, writes: &WriteSet, drops: &[TreeId]) -> Result<Seqno> {

@@ -23,6 +23,7 @@ mod manifest;
 mod memtable;
 mod merge;
 pub mod points;
+mod prefetch;
 mod pulse;
 mod recovery;
 mod replay;

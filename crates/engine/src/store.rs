@@ -80,6 +80,11 @@ impl SstStore {
         }
     }
 
+    /// Whether `open` would not have to ask the bucket.
+    pub(crate) fn opens_here(&self, meta: &SstMeta) -> bool {
+        meta.opened.0.get().is_some() || self.local.has(meta.id, &sst::tail_range(meta.bytes))
+    }
+
     #[cold]
     fn open_first<'a>(self: &Arc<Self>, meta: &'a Arc<SstMeta>) -> Result<&'a Arc<Sst>> {
         let source = ByteSource::Stored { store: Arc::clone(self), id: meta.id, bytes: meta.bytes };
@@ -331,6 +336,14 @@ impl ByteSource {
         match self {
             Self::Memory(bytes) => Ok(bytes.slice(range.start as usize..range.end as usize)),
             Self::Stored { store, id, bytes } => store.read(*id, *bytes, range, keep),
+        }
+    }
+
+    /// Whether a read of `range` would not have to ask the bucket.
+    pub(crate) fn is_here(&self, range: &Range<u64>) -> bool {
+        match self {
+            Self::Memory(_) => true,
+            Self::Stored { store, id, .. } => store.local.has(*id, range),
         }
     }
 

@@ -13,7 +13,7 @@ use crate::locks::{Granted, Held, Interrupt, LockMode, LockWait, Owner};
 use crate::snapshots::SnapshotSlot;
 use crate::view::View;
 use crate::writeset::{WriteMark, WriteSet};
-use crate::{Error, Kind, OpKind, Result, Seqno, TreeId};
+use crate::{Error, Kind, OpKind, Result, Seqno, TreeId, full_key};
 
 /// Which snapshot a statement reads at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,6 +134,14 @@ impl Txn {
             return Ok(None);
         }
         view.get(&self.engine.store, &self.key, at, f)
+    }
+
+    /// Fetches from the bucket, all at once, what reads of these keys would wait for one after the other. What is in memory or on the local
+    /// disk is left to the reads. A hint: whatever fails here is met again by the read that needs it. Returns how many pieces came.
+    pub fn prefetch<'k>(&self, tree: TreeId, keys: impl Iterator<Item = &'k [u8]>) -> usize {
+        let full: Vec<Vec<u8>> = keys.map(|key| full_key(tree, key)).collect();
+        let keys: Vec<&[u8]> = full.iter().map(Vec::as_slice).collect();
+        self.engine.prefetch(&keys)
     }
 
     /// Locks a key, whether it exists or not. Waits as [`LockWait`] says.

@@ -138,12 +138,12 @@ impl View {
     }
 
     /// Newest first.
-    fn memtables(&self) -> impl Iterator<Item = &Arc<Memtable>> {
+    pub(crate) fn memtables(&self) -> impl Iterator<Item = &Arc<Memtable>> {
         std::iter::once(&self.active).chain(&self.frozen)
     }
 
     /// Newest first.
-    fn runs(&self) -> impl Iterator<Item = &Run> {
+    pub(crate) fn runs(&self) -> impl Iterator<Item = &Run> {
         self.version.l0.iter().chain(&self.version.levels).filter(|run| !run.is_empty())
     }
 }

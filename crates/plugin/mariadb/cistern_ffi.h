@@ -125,7 +125,10 @@ int cistern_auto_increment_set(const cistern_table *table, uint64_t next);
 cistern_cursor *cistern_cursor_new(const cistern_table *table);
 void cistern_cursor_free(cistern_cursor *cursor);
 void cistern_cursor_columns(cistern_cursor *cursor, const uint8_t *read, const uint8_t *write, size_t bytes); /* read NULL: all */
-void cistern_cursor_key_only(cistern_cursor *cursor, int yes);
+void cistern_cursor_key_only(cistern_cursor *cursor, int yes);               /* 1: where entries hold all columns; 2: always, for only positions are wanted */
+/* One of a batch of rows that will be read, in primary order: what they lack is fetched at once. */
+void cistern_cursor_note_position(cistern_cursor *cursor, const uint8_t *position);
+void cistern_cursor_note_key(cistern_cursor *cursor, uint32_t index, cistern_bytes tuple);
 void cistern_cursor_lock(cistern_cursor *cursor, int lock);                  /* 0 none, 1 shared, 2 exclusive */
 /* Leaves the handler's condition to reads by an index until it is cleared; columns: all that it may look at. 0: refused. 1: accepted, but entries can not tell the end of a range; 2: they can. */
 int cistern_cursor_push_condition(cistern_cursor *cursor, cistern_session *session, uint32_t index, const uint8_t *columns, size_t bytes, void *handler);

@@ -15,6 +15,7 @@
 #include "sql_table.h"
 #include "sql_lex.h"
 #include "sql_parse.h"
+#include "opt_range.h"
 #include "mysqld.h"
 #include <mysql/plugin.h>
 #include <mysql/plugin_audit.h>
@@ -497,6 +498,7 @@ int ha_cistern::open(const char *name, int, uint)
     return error;
   ref_length= position_length;
   strmake(path, name, sizeof(path) - 1);
+  mrr.init(this, table);
   cursor= cistern_cursor_new(opened);
   info(HA_STATUS_VARIABLE | HA_STATUS_CONST);
   return 0;
@@ -646,6 +648,7 @@ int ha_cistern::index_init(uint index, bool)
 int ha_cistern::index_end()
 {
   active_index= MAX_KEY;
+  mrr.dsmrr_close();
   cistern_cursor_stop(cursor);
   return 0;
 }
@@ -675,8 +678,60 @@ int ha_cistern::rnd_end()
 
 int ha_cistern::rnd_next(uchar *record) { return fail(cistern_next(cursor, session(), record)); }
 int ha_cistern::rnd_pos(uchar *record, uchar *place) { return fail(cistern_read_position(cursor, session(), place, record)); }
-void ha_cistern::position(const uchar *) { cistern_position(cursor, ref); }
+
+void ha_cistern::position(const uchar *)
+{
+  cistern_position(cursor, ref);
+  if (unlikely(original != nullptr))
+    cistern_cursor_note_position(original->cursor, ref);
+}
 void ha_cistern::unlock_row() { cistern_unlock_row(cursor, session()); }
+
+/* Made by the server to find positions by an index while this handler reads the rows. */
+handler *ha_cistern::clone(const char *, MEM_ROOT *root)
+{
+  ha_cistern *copy= (ha_cistern *) handler::clone(path, root);
+  if (copy) {
+    copy->lock= lock;
+    copy->original= this;
+  }
+  return copy;
+}
+
+/* The optimizer's own sequences can be walked twice, so keys are known before they are read. */
+void ha_cistern::note_keys(RANGE_SEQ_IF *sequence, void *parameter, uint ranges, uint mode)
+{
+  if (sequence->next != quick_range_seq_next || ranges < 2 || active_index != table_share->primary_key)
+    return;
+  KEY_MULTI_RANGE range;
+  range_seq_t walk= sequence->init(parameter, ranges, mode);
+  while (!sequence->next(walk, &range))
+    if (range.range_flag & EQ_RANGE)
+      cistern_cursor_note_key(cursor, active_index, cistern_bytes{ range.start_key.key, range.start_key.length });
+}
+
+int ha_cistern::multi_range_read_init(RANGE_SEQ_IF *sequence, void *parameter, uint ranges, uint mode, HANDLER_BUFFER *buffer)
+{
+  note_keys(sequence, parameter, ranges, mode);
+  return mrr.dsmrr_init(this, sequence, parameter, ranges, mode, buffer);
+}
+
+/* Reads that lock go range by range: between an entry and its row another transaction could come. */
+ha_rows ha_cistern::multi_range_read_info_const(uint index, RANGE_SEQ_IF *sequence, void *parameter, uint ranges, uint *buffer, uint *mode, Cost_estimate *cost)
+{
+  mrr.init(this, table);                /* opened as one of a MERGE table, it may have changed its table since */
+  if (lock)
+    *mode|= HA_MRR_USE_DEFAULT_IMPL;
+  return mrr.dsmrr_info_const(index, sequence, parameter, ranges, buffer, mode, cost);
+}
+
+ha_rows ha_cistern::multi_range_read_info(uint index, uint ranges, uint keys, uint parts, uint *buffer, uint *mode, Cost_estimate *cost)
+{
+  mrr.init(this, table);
+  if (lock)
+    *mode|= HA_MRR_USE_DEFAULT_IMPL;
+  return mrr.dsmrr_info(index, ranges, keys, parts, buffer, mode, cost);
+}
 
 ha_rows ha_cistern::records_in_range(uint index, const key_range *low, const key_range *high, page_range *)
 {
@@ -726,7 +781,7 @@ int ha_cistern::info(uint flag)
 int ha_cistern::extra(enum ha_extra_function operation)
 {
   switch (operation) {
-  case HA_EXTRA_KEYREAD: cistern_cursor_key_only(cursor, 1); break;
+  case HA_EXTRA_KEYREAD: cistern_cursor_key_only(cursor, original ? 2 : 1); break;
   case HA_EXTRA_NO_KEYREAD: cistern_cursor_key_only(cursor, 0); break;
   case HA_EXTRA_BEGIN_COPY: case HA_EXTRA_BEGIN_ALTER_IGNORE_COPY:
     copying= true;
@@ -749,6 +804,7 @@ int ha_cistern::extra(enum ha_extra_function operation)
 
 int ha_cistern::reset()
 {
+  mrr.dsmrr_close();
   lock= 0;
   statement_session= nullptr;
   end_own_session();

@@ -18,6 +18,8 @@ class ha_cistern final : public handler
   uint64_t statistics_seen= 0;
   /* Whether entries of the index of the pushed condition can tell the end of a range. */
   bool entries_tell_range= false;
+  DsMrr_impl mrr;                       /* the server's multi-range read: rows in order of their positions */
+  ha_cistern *original= nullptr;        /* the handler that this one finds positions for */
   /* As it was opened: the share of a partition has the path of the whole table. */
   char path[FN_REFLEN + 1]= "";
 
@@ -28,6 +30,7 @@ class ha_cistern final : public handler
   void join_statement(THD *thd);
   void register_statement(THD *thd);
   void set_columns();
+  void note_keys(RANGE_SEQ_IF *sequence, void *parameter, uint ranges, uint mode);
   bool is_sequence() const;
 
 public:
@@ -77,6 +80,12 @@ public:
   int rnd_pos(uchar *record, uchar *position) override;
   void position(const uchar *record) override;
   void unlock_row() override;
+  handler *clone(const char *name, MEM_ROOT *root) override;
+  int multi_range_read_init(RANGE_SEQ_IF *sequence, void *parameter, uint ranges, uint mode, HANDLER_BUFFER *buffer) override;
+  int multi_range_read_next(range_id_t *id) override { return mrr.dsmrr_next(id); }
+  ha_rows multi_range_read_info_const(uint index, RANGE_SEQ_IF *sequence, void *parameter, uint ranges, uint *buffer, uint *mode, Cost_estimate *cost) override;
+  ha_rows multi_range_read_info(uint index, uint ranges, uint keys, uint parts, uint *buffer, uint *mode, Cost_estimate *cost) override;
+  int multi_range_read_explain_info(uint mode, char *text, size_t size) override { return mrr.dsmrr_explain_info(mode, text, size); }
   void column_bitmaps_signal() override;
   Item *idx_cond_push(uint index, Item *condition) override;
   void cancel_pushed_idx_cond() override;

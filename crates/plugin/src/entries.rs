@@ -605,8 +605,12 @@ unsafe extern "C" fn cistern_cursor_columns(
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cistern_cursor_key_only(cursor: *mut CursorHandle, yes: c_int) {
-    // SAFETY: a cursor of ours.
-    guard_value((), || unsafe { &mut *cursor }.cursor.set_key_only(yes != 0));
+    guard_value((), || {
+        // SAFETY: a cursor of ours.
+        let cursor = unsafe { &mut (*cursor).cursor };
+        cursor.set_key_only(yes != 0);
+        cursor.set_positions_only(yes == 2);
+    });
 }
 
 #[unsafe(no_mangle)]
@@ -788,6 +792,26 @@ unsafe extern "C" fn cistern_position(cursor: *const CursorHandle, position: *mu
             (handle, record_mut(position, handle.position_length))
         };
         handle.cursor.position(position);
+    });
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cistern_cursor_note_position(cursor: *mut CursorHandle, position: *const u8) {
+    guard_value((), || {
+        // SAFETY: a cursor of ours; a position is as long as cistern_open said.
+        unsafe {
+            let handle = &mut *cursor;
+            handle.cursor.note_position(slice(position, handle.position_length));
+        }
+    });
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cistern_cursor_note_key(cursor: *mut CursorHandle, index: u32, tuple: Bytes) {
+    guard_value((), || {
+        // SAFETY: a cursor of ours; the tuple is valid for the call.
+        let (handle, tuple) = unsafe { (&mut *cursor, tuple.as_slice()) };
+        handle.cursor.note_key(index as usize, tuple);
     });
 }
 

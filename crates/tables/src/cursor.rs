@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use engine::{Cursor, Granted, LockMode, ReadAs};
 
+use crate::ahead::Ahead;
 use crate::keys::successor;
 use crate::layout::{EntryProgram, Layout, TupleShape};
 use crate::rows::{Parts, Program};
@@ -117,6 +118,7 @@ pub struct RowCursor {
     pub(crate) alone: bool,
     columns: Columns,
     key_only: bool,
+    positions_only: bool,
     /// The index in use; `None` is the rows in primary order.
     pub(crate) index: Option<usize>,
     /// The wanted columns are all in that index's entries.
@@ -138,6 +140,7 @@ pub struct RowCursor {
     condition: Option<Box<PushedCondition>>,
     /// Entries whose rows a condition spared, not told the store yet.
     spared: u64,
+    ahead: Ahead,
 }
 
 struct PushedCondition {
@@ -234,6 +237,7 @@ impl RowCursor {
             alone: false,
             columns: Columns { wanted: None, program, entry: EntryProgram::default(), wants_blobs },
             key_only: false,
+            positions_only: false,
             index: None,
             covered: false,
             place: Place::Unset,
@@ -247,6 +251,7 @@ impl RowCursor {
             scratch: Scratch::default(),
             condition: None,
             spared: 0,
+            ahead: Ahead::default(),
             table,
         }
     }
@@ -278,6 +283,12 @@ impl RowCursor {
     /// read the row, so the answer is the same.
     pub fn set_key_only(&mut self, yes: bool) {
         self.key_only = yes;
+        self.settle_cover();
+    }
+    /// The reads that follow are for positions: by a secondary index they answer from the entry, whatever columns are wanted. Reads that lock go on to
+    /// the row.
+    pub fn set_positions_only(&mut self, yes: bool) {
+        self.positions_only = yes;
         self.settle_cover();
     }
     /// What the reads that follow do to rows (store_lock, external_lock).
@@ -324,11 +335,13 @@ impl RowCursor {
         let wanted = self.columns.wanted.as_deref();
         let layout = &self.table.layout;
         self.covered = match self.index {
-            Some(index) if self.key_only && layout.descriptor.primary != Some(index) => {
+            Some(index)
+                if (self.key_only || self.positions_only) && layout.descriptor.primary != Some(index) =>
+            {
                 let columns = layout.descriptor.fields.len();
                 let codec = &layout.indexes[index];
                 codec.compile(|field| Columns::wants(wanted, field), &mut self.columns.entry);
-                codec.covers(columns, |field| Columns::wants(wanted, field))
+                self.positions_only || codec.covers(columns, |field| Columns::wants(wanted, field))
             }
             _ => false,
         };
@@ -349,6 +362,7 @@ impl RowCursor {
     /// Done with it (index_end, rnd_end, reset): lets go of snapshots and memory. The current row stays current.
     pub fn stop(&mut self) {
         self.table.store.note_spared(std::mem::take(&mut self.spared));
+        self.ahead.clear();
         self.engine.close();
         self.place = Place::Unset;
         self.moved.clear();
@@ -452,11 +466,31 @@ impl RowCursor {
     ) -> Result<bool> {
         let key = position_key(position).ok_or_else(|| Error::Malformed("position"))?;
         self.set_current(key);
+        self.fetch_ahead(session);
         self.fetch_current(session, record, false)
     }
     /// The position of the current row, into `position_length` bytes. Positions compare as bytes, in primary order.
     pub fn position(&self, position: &mut [u8]) {
         put_position(&self.current.key, position);
+    }
+    /// The row at a position will be read, one of a batch: what the batch lacks may be fetched at once. Until `stop`.
+    pub fn note_position(&mut self, position: &[u8]) {
+        if let Some(key) = position_key(position) {
+            self.ahead.note(key);
+        }
+    }
+    /// The same for a tuple of an index, if it is a whole primary key.
+    pub fn note_key(&mut self, index: usize, tuple: &[u8]) {
+        if self.table.layout.descriptor.primary == Some(index)
+            && self.encode_bound(index, tuple).is_ok_and(|shape| shape.full)
+        {
+            self.ahead.note(&self.bound);
+        }
+    }
+    fn fetch_ahead(&mut self, session: &Session) {
+        if let Some(window) = self.ahead.window(&self.current.key) {
+            session.txn.prefetch(self.table.state.primary_tree(), window);
+        }
     }
     /// unlock_row: the current row was not wanted. In READ COMMITTED its lock goes, if this read took it.
     pub fn unlock_row(&mut self, session: &mut Session) {
@@ -775,6 +809,7 @@ impl RowCursor {
     fn read_point(&mut self, session: &mut Session, record: &mut [u8]) -> Result<bool> {
         self.detach();
         self.current.set(&self.bound);
+        self.fetch_ahead(session);
         self.fetch_current(session, record, false)
     }
 

@@ -5,6 +5,7 @@
 //!
 //! Never here: the server's headers, foreign pointers that are followed, object storage.
 
+mod ahead;
 mod backup;
 mod catalogue;
 mod cursor;

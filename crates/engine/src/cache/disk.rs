@@ -271,6 +271,14 @@ impl DiskCache {
         }
     }
 
+    /// Whether all of `range` is here, as far as is known without reading it.
+    pub(crate) fn has(&self, id: SstId, range: &Range<u64>) -> bool {
+        let state = self.state.lock();
+        let chunks = state.chunks.get(&id);
+        state.ssts.contains_key(&id)
+            || chunks_of(range).all(|chunk| chunks.is_some_and(|chunks| chunks.contains_key(&chunk)))
+    }
+
     /// Counts a read that was answered from here, or not.
     pub(crate) fn count(&self, hit: bool) {
         if hit { &self.hits } else { &self.misses }.fetch_add(1, Ordering::Relaxed);

@@ -21,4 +21,4 @@ pub(crate) use format::Compression;
 pub(crate) use iter::estimate;
 pub use iter::{LevelIter, SstIter};
 pub use measured::MeasuredSst;
-pub(crate) use reader::{Purpose, Sst, find_in_run, verify};
+pub(crate) use reader::{Piece, Purpose, Reach, Sst, find_in_run, tail_range, verify};

@@ -63,6 +63,25 @@ pub(crate) struct PartitionBody {
     pub(super) index: Block,
 }
 
+/// How far a lookup comes without asking the bucket.
+pub(crate) enum Reach {
+    /// The key is not in this sst.
+    Absent,
+    /// To the block that the key should be in.
+    Block,
+    /// To a piece that is neither in memory nor on the local disk.
+    Missing(Piece),
+}
+
+/// A piece of an sst that is fetched as a whole.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Piece {
+    /// Filter and index of a partition.
+    Partition(usize),
+    /// A data block.
+    Block(BlockPlace),
+}
+
 /// A version that was found; keeps its block in memory.
 pub(crate) struct Found {
     block: Arc<Held<Block>>,
@@ -82,6 +101,11 @@ impl Found {
     pub(crate) fn value(&self) -> &[u8] {
         self.block.value(&self.row)
     }
+}
+
+/// What is read of an sst of so many bytes when it is opened; mostly all that is.
+pub(crate) fn tail_range(bytes: u64) -> Range<u64> {
+    bytes.saturating_sub(TAIL_BYTES)..bytes
 }
 
 /// The ssts of a run do not overlap: the one that may hold `full_key`.
@@ -126,18 +150,7 @@ impl Sst {
         if partition == self.partitions.len() {
             return Ok(None);
         }
-        let place = self.with_partition(partition, |body| {
-            if !body.filter.may_contain(hash) {
-                return None;
-            }
-            let block = body.index.lower_bound(full_key, Seqno(u64::MAX));
-            (block < body.index.rows()).then(|| BlockPlace {
-                partition,
-                block,
-                handle: handle_at(&body.index, block),
-            })
-        })?;
-        let Some(place) = place else { return Ok(None) };
+        let Some(place) = self.place_of(partition, full_key, hash)? else { return Ok(None) };
         let block = self.block(&place)?;
         let row = block.lower_bound(full_key, at);
         if row < block.rows() {
@@ -147,6 +160,46 @@ impl Sst {
             return Ok(None);
         }
         self.get_from_next_block(partition, place.block, full_key, at)
+    }
+
+    /// The block of a partition that should have the key; `None`: it is not there.
+    #[inline]
+    fn place_of(&self, partition: usize, full_key: &[u8], hash: u64) -> Result<Option<BlockPlace>> {
+        self.with_partition(partition, |body| {
+            if !body.filter.may_contain(hash) {
+                return None;
+            }
+            let block = body.index.lower_bound(full_key, Seqno(u64::MAX));
+            (block < body.index.rows()).then(|| BlockPlace {
+                partition,
+                block,
+                handle: handle_at(&body.index, block),
+            })
+        })
+    }
+
+    /// How far a lookup of `full_key`, whose hash is `hash`, comes without the bucket. Counts as no hit of a data block.
+    pub(crate) fn reach(&self, full_key: &[u8], hash: u64) -> Result<Reach> {
+        let number = self.top.lower_bound(full_key, Seqno(u64::MAX));
+        let Some(partition) = self.partitions.get(number) else { return Ok(Reach::Absent) };
+        let in_memory = self.slots.partition(number).peek().is_some();
+        if !in_memory && !self.source.is_here(&partition.range()) {
+            return Ok(Reach::Missing(Piece::Partition(number)));
+        }
+        let Some(place) = self.place_of(number, full_key, hash)? else { return Ok(Reach::Absent) };
+        let in_memory = self.slots.block(place.partition, place.block).peek().is_some();
+        if in_memory || self.source.is_here(&place.handle.range()) {
+            return Ok(Reach::Block);
+        }
+        Ok(Reach::Missing(Piece::Block(place)))
+    }
+
+    /// Brings a piece into the caches.
+    pub(crate) fn fetch(&self, piece: Piece) -> Result<()> {
+        match piece {
+            Piece::Partition(number) => self.partition(number).map(drop),
+            Piece::Block(place) => self.block(&place).map(drop),
+        }
     }
 
     /// Every version in that block was too new, and older ones may follow in the next one.
@@ -261,7 +314,7 @@ impl Sst {
     #[cold]
     fn fetch_partition(&self, number: usize) -> Result<Arc<Held<PartitionBody>>> {
         let partition = self.partitions[number];
-        let range = partition.filter.offset..partition.index.range().end;
+        let range = partition.range();
         let body = self.verified(range.clone(), None, |stored| {
             let (filter, index) = stored.split_at(partition.filter.bytes as usize);
             let filter = unseal(self.id, partition.filter.offset, BlockKind::Filter, filter)?;
@@ -374,11 +427,18 @@ impl Sst {
 
 /// Which data block.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct BlockPlace {
+pub(crate) struct BlockPlace {
     partition: usize,
     /// Within the partition.
     block: usize,
     handle: Handle,
+}
+
+impl BlockPlace {
+    /// Where its bytes begin.
+    pub(crate) fn offset(&self) -> u64 {
+        self.handle.offset
+    }
 }
 
 /// What [`Sst::rank`] found: the number of the block among all, and about what lies before it.
@@ -401,8 +461,9 @@ impl Tail {
     fn read(meta: &SstMeta, source: &ByteSource) -> Result<Self> {
         let id = meta.id;
         let wrong = |what: &str| Error::corrupt(format!("{id}: {what}"));
-        let start = meta.bytes.saturating_sub(TAIL_BYTES);
-        let tail = source.read(start..meta.bytes, Keep::Yes)?;
+        let range = tail_range(meta.bytes);
+        let start = range.start;
+        let tail = source.read(range, Keep::Yes)?;
         let footer = Footer::decode(id, meta.bytes, &tail)?;
         let fetch = |handle: Handle| -> Result<Bytes> {
             let end = handle.offset.checked_add(handle.bytes.into()).filter(|&end| end <= meta.bytes);
@@ -444,6 +505,11 @@ impl Tail {
 }
 
 impl Partition {
+    /// The bytes that are fetched together.
+    fn range(&self) -> Range<u64> {
+        self.filter.offset..self.index.range().end
+    }
+
     fn decode(version: u32, entry: &[u8]) -> Option<Self> {
         let filter = Handle::decode(entry)?;
         let index = Handle::decode(entry.get(Handle::ENCODED_BYTES..)?)?;
