@@ -43,9 +43,20 @@ fn a_batch_on_an_empty_machine_is_fetched_at_once() {
 
     let list: Vec<String> = (0..100).map(|n| (n * 599 % ROWS).to_string()).collect();
     let by_key = format!("SELECT id, k, pad FROM t WHERE id IN ({})", list.join(","));
+    let some =
+        "SELECT id, k, pad FROM t FORCE INDEX (k) WHERE k BETWEEN 500 AND 900 AND k MOD 2 = 0".to_owned();
+    let backwards =
+        "SELECT id, k, pad FROM t FORCE INDEX (k) WHERE k BETWEEN 500 AND 700 ORDER BY k DESC".to_owned();
     let by_index = "SELECT id, k, pad FROM t FORCE INDEX (k) WHERE k BETWEEN 500 AND 700".to_owned();
-    for (number, (sql, setting, rows)) in
-        [(&by_key, "mrr=off", 100), (&by_index, "mrr=on,mrr_cost_based=off", 201)].into_iter().enumerate()
+    for (number, (sql, setting, rows)) in [
+        (&by_key, "mrr=off", 100),
+        (&by_index, "mrr=on,mrr_cost_based=off", 201),
+        (&by_index, "mrr=off", 201),
+        (&some, "mrr=off", 201),
+        (&backwards, "mrr=off", 201),
+    ]
+    .into_iter()
+    .enumerate()
     {
         plan.data = directory.path().join(format!("elsewhere-{number}"));
         let server = plan.started();

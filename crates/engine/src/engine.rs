@@ -319,6 +319,12 @@ impl Engine {
         )
     }
 
+    /// Data blocks that reads did not find in memory, so far: a reader sees by it that what it reads is cold.
+    #[inline]
+    pub fn block_misses(&self) -> u64 {
+        self.store.block_misses()
+    }
+
     /// Does one piece of background work. `false`: there was none of this kind.
     pub fn step(&self, job: Job) -> Result<bool> {
         self.check_alive()?;

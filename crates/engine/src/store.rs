@@ -134,6 +134,12 @@ impl SstStore {
         self.pinned.lock().values().map(|meta| meta.bytes).sum()
     }
 
+    /// Data blocks that were not in memory, so far.
+    #[inline]
+    pub(crate) fn block_misses(&self) -> u64 {
+        self.blocks.misses()
+    }
+
     /// Counters of the block cache.
     pub(crate) fn block_cache_status(&self) -> BlockCacheStatus {
         self.blocks.status()

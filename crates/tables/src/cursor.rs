@@ -6,6 +6,7 @@
 //! * A locking read locks the row, then reads its newest version, and skips it if it is gone or has left the index entry that
 //!   led to it.
 //! * A scan never meets a row again that this cursor's own update moved.
+//! * A scan of entries whose rows are not in memory goes ahead of itself, so that what the next rows lack is fetched at once.
 //! * While a condition is set for the index in use, no row is returned whose entry does not meet it, whatever led to the entry; the row is
 //!   neither fetched nor locked.
 
@@ -141,6 +142,33 @@ pub struct RowCursor {
     /// Entries whose rows a condition spared, not told the store yet.
     spared: u64,
     ahead: Ahead,
+    scout: Scout,
+}
+
+/// Goes ahead of a scan of index entries.
+struct Scout {
+    cursor: Option<Cursor>,
+    /// The last row was not in memory.
+    missed: bool,
+    /// Rows that the scan has read, and how many there have to be before it looks ahead again.
+    rows: u64,
+    next_look: u64,
+    /// Rows that it looks for.
+    window: usize,
+}
+
+/// A scan may end at any row: what is fetched ahead grows with what was wanted.
+const SCOUT_WINDOW_MIN: usize = 8;
+const SCOUT_WINDOW_MAX: usize = 128;
+/// Entries that it looks at for each row.
+const SCOUT_ENTRIES: usize = 8;
+/// Rows that it leaves alone after it found that nothing has to be fetched.
+const SCOUT_REST: u64 = 1024;
+
+impl Default for Scout {
+    fn default() -> Self {
+        Self { cursor: None, missed: false, rows: 0, next_look: 0, window: SCOUT_WINDOW_MIN }
+    }
 }
 
 struct PushedCondition {
@@ -252,6 +280,7 @@ impl RowCursor {
             condition: None,
             spared: 0,
             ahead: Ahead::default(),
+            scout: Scout::default(),
             table,
         }
     }
@@ -356,6 +385,7 @@ impl RowCursor {
         self.index = index;
         self.place = Place::Unset;
         self.moved.clear();
+        self.scout = Scout::default();
         self.settle_cover();
         Ok(())
     }
@@ -656,7 +686,7 @@ impl RowCursor {
             {
                 return Ok(false);
             }
-            match self.fetch(session, record)? {
+            match self.fetch(session, backward, prefix, record)? {
                 Met::Row => return Ok(true),
                 Met::End => return Ok(false),
                 Met::Nothing => {}
@@ -687,7 +717,16 @@ impl RowCursor {
 
     /// Reads the row of the entry that the engine's cursor stands on, if there is one for this reader.
     #[inline]
-    fn fetch(&mut self, session: &mut Session, record: &mut [u8]) -> Result<Met> {
+    fn fetch(
+        &mut self,
+        session: &mut Session,
+        backward: bool,
+        prefix: Option<usize>,
+        record: &mut [u8],
+    ) -> Result<Met> {
+        if self.scout.missed {
+            self.look_ahead(session, backward, prefix, record)?;
+        }
         let (key, value) = (self.engine.key(), self.engine.value());
         if !self.moved.is_empty() && self.moved.contains(key) {
             return Ok(Met::Nothing);
@@ -730,7 +769,76 @@ impl RowCursor {
         if covered {
             return Ok(Met::Row);
         }
-        self.fetch_current(session, record, true).map(Met::of)
+        let misses = self.table.store.engine().block_misses();
+        let found = self.fetch_current(session, record, true)?;
+        self.scout.missed = self.table.store.engine().block_misses() != misses;
+        self.scout.rows += 1;
+        Ok(Met::of(found))
+    }
+
+    /// Fetches at once what the rows of the entries that follow lack. `record` is written to if there is a condition.
+    #[cold]
+    fn look_ahead(
+        &mut self,
+        session: &mut Session,
+        backward: bool,
+        prefix: Option<usize>,
+        record: &mut [u8],
+    ) -> Result<()> {
+        self.scout.missed = false;
+        let Some(index) = self.index.filter(|_| self.lock == RowLock::None) else { return Ok(()) };
+        if self.scout.rows < self.scout.next_look {
+            return Ok(());
+        }
+        let mut cursor = self.scout.cursor.take().unwrap_or_else(|| Cursor::new(self.table.store.engine()));
+        cursor.open(&mut session.txn, self.tree(), self.opened_as)?;
+        let here = self.engine.key();
+        let mut found = match backward {
+            false => cursor.seek(&mut session.txn, here)?,
+            true => cursor.seek_before(&mut session.txn, here)?,
+        };
+        let codec = &self.table.layout.indexes[index];
+        let mut condition = self.condition.as_deref_mut().filter(|condition| condition.index == index);
+        let mut keys: Vec<Vec<u8>> = Vec::new();
+        for _ in 0..self.scout.window * SCOUT_ENTRIES {
+            if !found || keys.len() == self.scout.window {
+                break;
+            }
+            let (key, value) = (cursor.key(), cursor.value());
+            if prefix.is_some_and(|prefix| !key.starts_with(&self.bound[..prefix])) {
+                break;
+            }
+            let verdict = match condition.as_deref_mut() {
+                None => Verdict::Take,
+                Some(condition) => {
+                    codec
+                        .decode(&condition.entry, key, value, record, &mut self.scratch.weights)
+                        .map_err(self.table.garbled("an index entry"))?;
+                    (condition.check)(record)
+                }
+            };
+            match verdict {
+                Verdict::Take => {
+                    let (primary, _) =
+                        codec.split(key, value).map_err(self.table.garbled("an index entry"))?;
+                    keys.push(primary.to_vec());
+                }
+                Verdict::Skip => {}
+                Verdict::PastTheEnd | Verdict::Killed => break,
+            }
+            found = match backward {
+                false => cursor.next(&mut session.txn)?,
+                true => cursor.prev(&mut session.txn)?,
+            };
+        }
+        cursor.close();
+        let tree = self.table.state.primary_tree();
+        let fetched = session.txn.prefetch(tree, keys.iter().map(Vec::as_slice));
+        let scout = &mut self.scout;
+        scout.cursor = Some(cursor);
+        scout.next_look = scout.rows + if fetched == 0 { SCOUT_REST } else { keys.len() as u64 };
+        scout.window = if fetched == 0 { SCOUT_WINDOW_MIN } else { (scout.window * 2).min(SCOUT_WINDOW_MAX) };
+        Ok(())
     }
 
     /// Reads the current row by its primary key, under a lock if the reads lock. `entry`: an entry of the index in use led to it.

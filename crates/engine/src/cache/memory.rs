@@ -314,6 +314,12 @@ impl BlockCache {
         self.misses.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Misses so far.
+    #[inline]
+    pub(crate) fn misses(&self) -> u64 {
+        self.misses.load(Ordering::Relaxed)
+    }
+
     /// Counters and sizes at about this moment.
     pub(crate) fn status(&self) -> BlockCacheStatus {
         let queues = self.queues.lock();
