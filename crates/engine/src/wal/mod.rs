@@ -10,6 +10,7 @@ mod format;
 mod local;
 mod segments;
 mod slices;
+mod turns;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use format::{PAYLOAD_BYTES_MAX, RECORD_HEADER};
 pub(crate) use local::{LocalWal, Record, SET_ASIDE};
 use segments::Segments;
 pub(crate) use slices::{Chain, Uploader, chain, read_slice};
+use turns::{Leader, Turns};
 
 use crate::limits::{WAL_SEGMENT_BYTES, WAL_SLICE_BYTES};
 use crate::points::{self, Point};
@@ -62,9 +64,7 @@ pub struct Wal {
     queue: Mutex<Queue>,
     /// A slot was filled while somebody waited for that.
     filled: Condvar,
-    leading: Mutex<bool>,
-    /// A group's sync has ended, well or badly.
-    synced: Condvar,
+    turns: Turns,
     durable: AtomicU64,
     /// The end of the segment files. Whoever moves it holds `extending`.
     allocated: AtomicU64,
@@ -114,8 +114,7 @@ impl Wal {
                 failure: None,
             }),
             filled: Condvar::new(),
-            leading: Mutex::new(false),
-            synced: Condvar::new(),
+            turns: Turns::new(start.0),
             durable: AtomicU64::new(start.0),
             allocated: AtomicU64::new(allocated),
             extending: Mutex::new(()),
@@ -159,24 +158,21 @@ impl Wal {
     /// `Failed`: a write or sync went wrong, now or earlier. The transaction may or may not survive a restart, and
     /// nothing more is written until then.
     pub fn sync_to(&self, end: WalPosition) -> Result<()> {
-        let mut leading = self.leading.lock();
-        loop {
+        let mut leader = loop {
             if self.durable() >= end {
                 return Ok(());
             }
             if self.failed.load(Ordering::Acquire) {
                 return Err(self.failure());
             }
-            if !*leading {
-                break;
+            let done = || self.durable() >= end || self.failed.load(Ordering::Acquire);
+            if let Some(leader) = self.turns.lead_or_sleep(end.0, done) {
+                break leader;
             }
-            self.synced.wait(&mut leading);
-        }
-        *leading = true;
-        drop(leading);
-        let result = self.write_group(end);
-        *self.leading.lock() = false;
-        self.synced.notify_all();
+        };
+        let result = self.write_group(end, &leader);
+        leader.last = result.is_err();
+        drop(leader);
         if result.is_ok() {
             self.make_room_ahead();
         }
@@ -204,8 +200,9 @@ impl Wal {
     }
 
     /// Takes every filled slot up to the first gap, waiting until that covers `end`, writes and syncs them.
-    fn write_group(&self, end: WalPosition) -> Result<()> {
-        let (start, group) = self.take_group(end)?;
+    fn write_group(&self, end: WalPosition, leader: &Leader<'_>) -> Result<()> {
+        let (start, group) = self.take_group(end);
+        leader.takes(start + group.iter().map(|bytes| bytes.len() as u64).sum::<u64>());
         let mut at = start;
         let mut touched = BTreeSet::new();
         let written = join_neighbours(group)
@@ -228,7 +225,7 @@ impl Wal {
         Ok(())
     }
 
-    fn take_group(&self, end: WalPosition) -> Result<(u64, Vec<BytesMut>)> {
+    fn take_group(&self, end: WalPosition) -> (u64, Vec<BytesMut>) {
         let mut queue = self.queue.lock();
         assert!(end.0 <= queue.end, "{end:?} was never reserved");
         let start = queue.start;
@@ -241,7 +238,7 @@ impl Wal {
                 group.push(bytes);
             }
             if queue.start >= end.0 {
-                return Ok((start, group));
+                return (start, group);
             }
             queue.awaited = true;
             self.filled.wait(&mut queue);

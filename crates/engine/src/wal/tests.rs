@@ -231,6 +231,42 @@ fn many_threads_commit_in_groups_and_all_of_it_is_there() {
     assert!(wal.syncs() < (THREADS * EACH) as u64, "groups share a sync");
 }
 
+#[test]
+fn a_failed_sync_wakes_everyone_who_waits_for_it_or_behind_it() {
+    const THREADS: usize = 8;
+    for round in 0..100 {
+        let disk = SimDisk::new(round);
+        let limits = WalLimits { segment_bytes: 1 << 20, buffered_bytes_max: 1 << 20, ..small() };
+        let wal = Wal::create(Arc::new(disk.clone()), Stream::new(BRANCH, EPOCH), START, limits).unwrap();
+        disk.arm(DiskFault::FailSyncAt(disk.operations() + 10 + round));
+        let commit = Mutex::new(0u64);
+        let told = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..THREADS {
+                scope.spawn(|| {
+                    let failed = (0..1000).find_map(|_| {
+                        let mut next = commit.lock();
+                        *next += 1;
+                        let op = Op::Put(b"\0\0\0\x01k", b"v");
+                        let slot = wal.reserve(op.encoded_len(), Seqno(*next));
+                        drop(next);
+                        let synced = slot.and_then(|mut slot| {
+                            slot.write(op);
+                            wal.sync_to(slot.finish())
+                        });
+                        synced.err()
+                    });
+                    told.fetch_add(
+                        usize::from(failed.is_some_and(|e| e.kind() == Kind::Failed)),
+                        Ordering::Relaxed,
+                    );
+                });
+            }
+        });
+        assert_eq!(told.into_inner(), THREADS, "round {round}");
+    }
+}
+
 proptest! {
     #[test]
     fn garbage_files_never_panic(files in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..400), 1..4), from in any::<u64>()) {
