@@ -79,9 +79,9 @@ impl Drop for Leader<'_> {
         this.fetch_add(1, Ordering::Release);
         next.fetch_add(1, Ordering::Release);
         drop(lead);
-        // A wake can only fail for an address that is not ours.
-        _ = futex::wake(this, futex::Flags::PRIVATE, i32::MAX as u32);
+        // The disk is idle until the heir is awake, so it comes first. A wake can only fail for an address that is not ours.
         let heirs = if self.last || std::thread::panicking() { i32::MAX as u32 } else { 1 };
         _ = futex::wake(next, futex::Flags::PRIVATE, heirs);
+        _ = futex::wake(this, futex::Flags::PRIVATE, i32::MAX as u32);
     }
 }
