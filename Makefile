@@ -10,10 +10,11 @@ help: ## This list
 
 .PHONY: setup
 setup: ## Install what this machine lacks (Debian packages, cargo-nextest), fetch the server's headers
-	@tools/setup
+	@tools/setup tests
 
 .PHONY: build
-build: setup ## target/release/cistern with the plugin beside it
+build: ## target/release/cistern with the plugin beside it; installs what that needs
+	@tools/setup
 	@cargo build --release -p cistern
 	@tools/plugin
 
@@ -24,6 +25,7 @@ run: build ## Serve ./data/bucket on 127.0.0.1:$PORT (3306) until Ctrl-C
 
 .PHONY: test
 test: build lint ## Everything that must hold before a change lands; what CI runs
+	@tools/setup tests
 	@tools/server tests
 	@cargo nextest run --workspace --features bucket/s3,bucket/testkit --no-fail-fast
 
