@@ -10,7 +10,7 @@
 use std::sync::Arc;
 
 use crate::engine::Engine;
-use crate::first_part::{Probe, successor};
+use crate::first_part::{Probe, successor_into};
 use crate::merge::{AnySource, Merge};
 use crate::source::{STEPS_MAX, Source};
 use crate::txn::{ReadAs, Txn};
@@ -24,8 +24,7 @@ pub struct Cursor {
     /// The own writes first: they are the newest.
     merge: Merge<AnySource>,
     place: Place,
-    /// The last seek was for these keys alone.
-    within: Option<Within>,
+    within: Within,
     /// Tree id and key that a seek goes to, and on the way back of the entry it stands on.
     key: Vec<u8>,
     /// Its value, on the way back.
@@ -44,8 +43,10 @@ struct Open {
     round: u64,
 }
 
-/// Keys that start with `prefix`; as in [`Probe`].
+/// If it is `on`, the last seek was only for keys that start with `prefix`; as in [`Probe`]. Its memory is used again.
+#[derive(Default)]
 struct Within {
+    on: bool,
     prefix: Vec<u8>,
     /// The first key behind them.
     end: Vec<u8>,
@@ -72,7 +73,7 @@ impl Cursor {
             open: None,
             merge: Merge::new(),
             place: Place::Nothing,
-            within: None,
+            within: Within::default(),
             key: Vec::new(),
             value: Vec::new(),
         }
@@ -116,7 +117,7 @@ impl Cursor {
     pub fn seek_last_within(&mut self, txn: &mut Txn, prefix: &[u8]) -> Result<bool> {
         self.set_key(prefix)?;
         self.stay_within();
-        self.key = successor(&self.key);
+        self.key.clone_from(&self.within.end);
         self.seek_backward(txn)
     }
 
@@ -130,7 +131,7 @@ impl Cursor {
         let end = self.opened()?.end;
         self.key.clear();
         self.key.extend_from_slice(&end);
-        self.within = None;
+        self.within.on = false;
         self.seek_backward(txn)
     }
 
@@ -138,7 +139,7 @@ impl Cursor {
     #[inline]
     pub fn next(&mut self, txn: &mut Txn) -> Result<bool> {
         let found = self.next_within(txn)?;
-        if found || self.within.is_none() { Ok(found) } else { self.leave_forward(txn) }
+        if found || !self.within.on { Ok(found) } else { self.leave_forward(txn) }
     }
 
     /// To the next entry, unless the last seek was within a prefix that it has not.
@@ -174,7 +175,7 @@ impl Cursor {
     /// To the previous entry. Not allowed while it stands on nothing.
     pub fn prev(&mut self, txn: &mut Txn) -> Result<bool> {
         let found = self.prev_within(txn)?;
-        if found || self.within.is_none() { Ok(found) } else { self.leave_backward(txn) }
+        if found || !self.within.on { Ok(found) } else { self.leave_backward(txn) }
     }
 
     /// To the previous entry, unless the last seek was within a prefix that it has not.
@@ -215,16 +216,16 @@ impl Cursor {
     /// To the first entry after those of the prefix.
     #[cold]
     fn leave_forward(&mut self, txn: &Txn) -> Result<bool> {
-        let Some(within) = self.within.take() else { return Ok(false) };
-        self.key = within.end;
+        self.within.on = false;
+        self.key.clone_from(&self.within.end);
         self.seek_forward(txn, OWN)
     }
 
     /// To the last entry before those of the prefix.
     #[cold]
     fn leave_backward(&mut self, txn: &Txn) -> Result<bool> {
-        let Some(within) = self.within.take() else { return Ok(false) };
-        self.key = within.prefix;
+        self.within.on = false;
+        self.key.clone_from(&self.within.prefix);
         self.seek_backward(txn)
     }
 
@@ -257,14 +258,17 @@ impl Cursor {
         self.key.clear();
         self.key.extend_from_slice(&prefix);
         self.key.extend_from_slice(key);
-        self.within = None;
+        self.within.on = false;
         Ok(())
     }
 
     /// The key is a prefix that a seek is for.
     fn stay_within(&mut self) {
-        let hash = self.engine.store.first_parts().probe(&self.key).hash;
-        self.within = Some(Within { prefix: self.key.clone(), end: successor(&self.key), hash });
+        let within = &mut self.within;
+        within.on = true;
+        within.prefix.clone_from(&self.key);
+        successor_into(&self.key, &mut within.end);
+        within.hash = self.engine.store.first_parts().probe(&self.key).hash;
     }
 
     fn collect_sources(&mut self, txn: &Txn) -> Result<()> {
@@ -300,9 +304,9 @@ impl Cursor {
     fn seek_backward(&mut self, txn: &Txn) -> Result<bool> {
         self.refresh_own(txn)?;
         self.place = Place::Nothing;
-        match &self.within {
-            Some(within) => self.merge.seek_before_within(&self.key, &within.probe())?,
-            None => self.merge.seek_before(&self.key)?,
+        match self.within.on {
+            true => self.merge.seek_before_within(&self.key, &self.within.probe())?,
+            false => self.merge.seek_before(&self.key)?,
         }
         self.settle_backward()
     }
@@ -318,7 +322,7 @@ impl Cursor {
             if open.sees(merge.seqno()) {
                 if merge.kind() == OpKind::Put {
                     self.place = Place::Forward;
-                    merge.look_ahead(within.as_ref().map_or(&open.end[..], |within| &within.end));
+                    merge.look_ahead(if within.on { &within.end } else { &open.end });
                     return Ok(true);
                 }
                 merge.pass_key()?;
@@ -384,10 +388,10 @@ impl Cursor {
 }
 
 /// Seeks in all sources, or in those that hold something of the prefix.
-fn merge_seek(merge: &mut Merge<AnySource>, within: &Option<Within>, key: &[u8], seqno: Seqno) -> Result<()> {
-    match within {
-        Some(within) => merge.seek_within(key, seqno, &within.probe()),
-        None => merge.seek(key, seqno),
+fn merge_seek(merge: &mut Merge<AnySource>, within: &Within, key: &[u8], seqno: Seqno) -> Result<()> {
+    match within.on {
+        true => merge.seek_within(key, seqno, &within.probe()),
+        false => merge.seek(key, seqno),
     }
 }
 
@@ -400,8 +404,8 @@ impl Within {
 impl Open {
     /// Whether the cursor is to see this key.
     #[inline]
-    fn holds(&self, within: &Option<Within>, key: &[u8]) -> bool {
-        key.starts_with(&self.prefix) && within.as_ref().is_none_or(|within| key.starts_with(&within.prefix))
+    fn holds(&self, within: &Within, key: &[u8]) -> bool {
+        key.starts_with(if within.on { &within.prefix } else { &self.prefix[..] })
     }
 
     #[inline]

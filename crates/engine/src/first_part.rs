@@ -57,8 +57,15 @@ impl FirstParts {
 
 /// The least full key after all that start with `prefix`.
 pub(crate) fn successor(prefix: &[u8]) -> Vec<u8> {
-    let kept = prefix.iter().rposition(|byte| *byte != u8::MAX).expect("tree ids stay below 2^32 - 1");
-    let mut after = prefix[..=kept].to_vec();
-    after[kept] += 1;
+    let mut after = Vec::new();
+    successor_into(prefix, &mut after);
     after
+}
+
+/// The same, in memory that is there.
+pub(crate) fn successor_into(prefix: &[u8], after: &mut Vec<u8>) {
+    let kept = prefix.iter().rposition(|byte| *byte != u8::MAX).expect("tree ids stay below 2^32 - 1");
+    after.clear();
+    after.extend_from_slice(&prefix[..=kept]);
+    after[kept] += 1;
 }

@@ -1,8 +1,8 @@
 //! Who writes and syncs the next group, and how the others sleep meanwhile.
 //!
 //! * One leads at a time. Who waits for the leader's group is woken when it ends, all by one system call; of those who wait for the next
-//!   group one is woken, to lead it. A condition variable would wake them one after the other, each through its mutex: with eight
-//!   threads that took longer than the sync.
+//!   group one is woken, to lead it. A condition variable would wake them one after the other, each through its mutex: that was
+//!   2.7 futex calls a commit with eight threads.
 //! * Groups are numbered, and two words to sleep on are enough: nobody waits for a group after the next.
 
 use std::sync::atomic::{AtomicU32, Ordering};
