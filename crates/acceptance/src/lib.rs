@@ -8,5 +8,6 @@ pub mod objects;
 pub mod oracle;
 pub mod s3;
 pub mod server;
+pub mod sysbench;
 
 pub use server::{Peer, Server};

@@ -523,17 +523,21 @@ fn merges_pause_in_an_outage_and_go_on_after_it() {
     assert!(status(&engine, "compactions") > paused && status(&engine, "l0_runs") < 4);
 }
 
+fn parts_on(disk: &SimDisk, bucket: &Arc<MemoryBucket>, seed: u64) -> Parts {
+    Parts {
+        bucket: bucket.clone(),
+        disk: Arc::new(disk.clone()),
+        clock: Arc::new(SystemClock::default()),
+        seed,
+    }
+}
+
 /// A byte rots in the local wal before it is uploaded. What it said is in memory still.
 #[test]
 fn rot_in_the_wal_before_its_upload_is_told_and_passed_by_a_flush() {
     let (bucket, disk) = (Arc::new(MemoryBucket::new()), SimDisk::new(3));
     let open = |disk: &SimDisk, seed| {
-        let parts = Parts {
-            bucket: bucket.clone(),
-            disk: Arc::new(disk.clone()),
-            clock: Arc::new(SystemClock::default()),
-            seed,
-        };
+        let parts = parts_on(disk, &bucket, seed);
         Engine::open(parts, manual()).expect("the engine opens")
     };
     let engine = open(&disk, 1);
@@ -570,12 +574,7 @@ fn rot_in_the_wal_before_its_upload_is_told_and_passed_by_a_flush() {
 fn a_start_finds_room_on_a_full_disk_where_the_wal_holds_nothing() {
     let bucket = Arc::new(MemoryBucket::new());
     let open = |disk: &SimDisk, seed| {
-        let parts = Parts {
-            bucket: bucket.clone(),
-            disk: Arc::new(disk.clone()),
-            clock: Arc::new(SystemClock::default()),
-            seed,
-        };
+        let parts = parts_on(disk, &bucket, seed);
         let mut settings = manual();
         settings.shape.wal_segment_bytes = 64 << 10;
         Engine::open(parts, settings)

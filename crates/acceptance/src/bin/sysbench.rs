@@ -3,9 +3,10 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use acceptance::server::{Peer, Plan};
+use acceptance::sysbench::Run;
 use clap::Parser;
 use mysql::prelude::Queryable;
 
@@ -135,31 +136,8 @@ fn sysbench(
     options: &[String],
     verb: &str,
 ) -> Option<String> {
-    let output = Command::new("sysbench")
-        .arg(workload)
-        .args([
-            "--db-driver=mysql",
-            "--mysql-host=127.0.0.1",
-            "--mysql-user=root",
-            "--mysql-storage-engine=innodb",
-        ])
-        .arg(format!("--mysql-port={}", target.port))
-        .arg(format!("--mysql-db={database}"))
-        .arg(format!("--threads={threads}"))
-        .args(options)
-        .arg(verb)
-        .output()
-        .expect("sysbench is installed: run `make setup`");
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    if output.status.success() && !said.contains("FATAL") {
-        return Some(said);
-    }
-    eprintln!(
-        "sysbench {workload} {verb} on {} failed:\n{said}{}",
-        target.name,
-        String::from_utf8_lossy(&output.stderr)
-    );
-    None
+    let run = Run { port: target.port, engine: "innodb", workload, database, threads };
+    run.verb(verb, options).inspect_err(|error| eprintln!("on {}: {error}", target.name)).ok()
 }
 
 fn median(figures: &[f64]) -> f64 {

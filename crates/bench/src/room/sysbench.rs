@@ -5,7 +5,8 @@
 //! * `pareto` is sysbench's own: a fifth of the rows gets most of the requests.
 
 use std::path::Path;
-use std::process::Command;
+
+use acceptance::sysbench::Run;
 
 use crate::Arguments;
 use crate::report::{Better, Report, Subject};
@@ -149,23 +150,8 @@ fn sysbench(
 ) -> Result<String, String> {
     // Ours enforces its own engine, whatever is asked for.
     let engine = if target.kind() == Kind::MyRocks { "rocksdb" } else { "innodb" };
-    let output = Command::new("sysbench")
-        .arg(workload)
-        .args(["--db-driver=mysql", "--mysql-host=127.0.0.1", "--mysql-user=root"])
-        .arg(format!("--mysql-storage-engine={engine}"))
-        .arg(format!("--mysql-port={}", target.port()))
-        .arg(format!("--mysql-db={database}"))
-        .arg(format!("--threads={threads}"))
-        .args(options)
-        .arg(verb)
-        .output()
-        .map_err(|error| format!("sysbench: {error}; `make setup` installs it"))?;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    if output.status.success() && !said.contains("FATAL") {
-        return Ok(said);
-    }
-    let complaint = String::from_utf8_lossy(&output.stderr);
-    Err(format!("sysbench {workload} {verb} with {threads} threads failed:\n{said}{complaint}"))
+    let run = Run { port: target.port(), engine, workload, database, threads };
+    run.verb(verb, options)
 }
 
 #[cfg(test)]
