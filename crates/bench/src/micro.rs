@@ -52,6 +52,9 @@ fn main() -> Result<()> {
     if wanted.contains("sst") {
         return ssts(&report); // without the seconds that it takes to fill memtables
     }
+    if wanted.contains("sort") {
+        return sorts(&report);
+    }
     let keys = scattered_keys(&[]);
     let full = filled(&keys, 1).pop().expect("one memtable was asked for");
     report("memtable insert, scattered", "1300", "1000", &mut || {
@@ -322,6 +325,44 @@ fn ssts(report: Report<'_>) -> Result<()> {
         quarters.iter().for_each(|sst| merge.add(sst.iter()));
         scan(&mut merge, true)
     })
+}
+
+/// The sorter with the memory of one memtable (64 MiB) and runs in the directory for temporary files.
+fn sorts(report: Report<'_>) -> Result<()> {
+    let directory = std::env::temp_dir().join(format!("cistern-bench-sort-{}", std::process::id()));
+    let parts = Parts {
+        bucket: Arc::new(MemoryBucket::new()),
+        disk: Arc::new(RealDisk::open(&directory)?),
+        clock: Arc::new(SystemClock::default()),
+        seed: 1,
+    };
+    let engine = Engine::open(parts, Settings::default())?;
+    let sort = |name: &str, entries: u64, key: &dyn Fn(u64) -> u64, value: &[u8]| {
+        report(name, "", "", &mut || {
+            let took = timed(|| {
+                let mut sorter = engine.sorter(1);
+                for n in 0..entries {
+                    let key = key(n);
+                    sorter.push(&[&key.to_be_bytes()[..], &(n as u32).to_be_bytes()].concat(), value)?;
+                }
+                let (mut sorted, mut seen) = (sorter.finish()?, 0);
+                while sorted.next()? {
+                    seen += u64::from(black_box(sorted.value()).len() == value.len());
+                }
+                assert_eq!(seen, entries, "entries come back");
+                Ok(())
+            })?;
+            Ok(took / entries as f64)
+        })
+    };
+    sort("sort of index entries, in memory", ROWS, &mixed, &[])?;
+    sort("sort of index entries, 10 times as many", 10 * ROWS, &mixed, &[])?;
+    sort("sort of index entries, 10 times as many, ascending", 10 * ROWS, &|n| n, &[])?;
+    sort("sort of rows of 200 bytes", 5 * ROWS, &mixed, &VALUE)?;
+    engine.close()?;
+    drop(engine);
+    _ = std::fs::remove_dir_all(directory);
+    Ok(())
 }
 
 /// The wal: what a commit of one row costs the processor, and what threads that wait for their syncs get from one disk

@@ -28,6 +28,7 @@ use crate::pulse::Pulse;
 use crate::recovery::{RecoveryParts, Report, recover};
 use crate::replay::Replay;
 use crate::snapshots::Snapshots;
+use crate::sorter::{Sorter, SpillSpace};
 use crate::status::{Status, UploadTime};
 use crate::store::{SstStore, StoreParts};
 use crate::throttle::Throttle;
@@ -168,6 +169,7 @@ pub struct Engine {
     next_txn: AtomicU64,
     next_tree: AtomicU32,
     counters: Counters,
+    spill: Arc<SpillSpace>,
     report: Report,
     bucket: Arc<dyn Bucket>,
     names: Names,
@@ -248,6 +250,7 @@ impl Engine {
             recorded_tree,
         );
         let store = outcome.store;
+        let spill = SpillSpace::open(parts.disk)?;
         let engine = Arc::new(Self {
             locks: LockTable::new(parts.seed, Arc::clone(&parts.clock), threads),
             throttle: Throttle::new(settings.shape.clone(), settings.unuploaded_bytes_max),
@@ -267,6 +270,7 @@ impl Engine {
             fatal: Mutex::new(None),
             next_txn: AtomicU64::new(1),
             counters: Counters::default(),
+            spill,
             report: recovered.report,
             bucket: parts.bucket,
             names,
@@ -301,6 +305,12 @@ impl Engine {
     /// `tree` is gone.
     pub fn forget_first_part(&self, tree: TreeId) {
         self.store.first_parts().forget(tree);
+    }
+
+    /// Sorts what one of `share` trees gets that are loaded at the same time; together they have the memory of a memtable.
+    pub fn sorter(&self, share: usize) -> Sorter {
+        let threads = self.settings.background == Background::Threads;
+        Sorter::new(Arc::clone(&self.spill), self.settings.memtable_bytes / share.max(1), threads)
     }
 
     /// About how much is stored between two keys of `tree`. Never fails: what can not be read counts as nothing.
