@@ -15,8 +15,9 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use arc_swap::{ArcSwap, Guard};
 use parking_lot::{Mutex, MutexGuard};
 
+use crate::load::Loaded;
 use crate::memtable::Memtable;
-use crate::version::Version;
+use crate::version::{Run, SstMeta, Version};
 use crate::view::View;
 use crate::wal::{Op, Wal};
 use crate::writeset::WriteSet;
@@ -35,6 +36,8 @@ pub(crate) struct Table {
     /// Commits that have a place before the end and are not in the memtable yet.
     writers: AtomicUsize,
     drops: Mutex<Vec<(TreeId, Seqno)>>,
+    /// Ssts that were committed beside the memtable.
+    loads: Mutex<Vec<Arc<SstMeta>>>,
     /// Set when it is frozen.
     end: Mutex<Option<TableEnd>>,
 }
@@ -66,6 +69,13 @@ pub(crate) struct Commits {
     view: ArcSwap<View>,
 }
 
+/// What a commit is to make visible beside its writes.
+pub(crate) struct Loads {
+    pub(crate) loaded: Vec<Loaded>,
+    /// In this version there was nothing of their trees.
+    pub(crate) checked: Arc<Version>,
+}
+
 /// What a commit did.
 pub(crate) struct Committed {
     pub(crate) seqno: Seqno,
@@ -79,6 +89,7 @@ impl Table {
             memtable: Memtable::new(),
             writers: AtomicUsize::new(0),
             drops: Mutex::default(),
+            loads: Mutex::default(),
             end: Mutex::default(),
         })
     }
@@ -96,6 +107,15 @@ impl Table {
         self.drops.lock().clone()
     }
 
+    pub(crate) fn loads(&self) -> Vec<Arc<SstMeta>> {
+        self.loads.lock().clone()
+    }
+
+    /// Whether a flush of it would change anything.
+    fn is_empty(&self) -> bool {
+        self.memtable.is_empty() && self.drops.lock().is_empty() && self.loads.lock().is_empty()
+    }
+
     /// Nothing comes after `end`.
     pub(crate) fn freeze(&self, end: TableEnd) {
         *self.end.lock() = Some(end);
@@ -104,6 +124,10 @@ impl Table {
     pub(crate) fn drop_tree(&self, tree: TreeId, seqno: Seqno) {
         self.memtable.drop_tree(tree, seqno);
         self.drops.lock().push((tree, seqno));
+    }
+
+    pub(crate) fn load(&self, sst: SstMeta) {
+        self.loads.lock().push(Arc::new(sst));
     }
 }
 
@@ -123,6 +147,7 @@ impl Commits {
         let view = View {
             active: Arc::clone(&turn.active.memtable),
             frozen: turn.frozen.iter().rev().map(|table| Arc::clone(&table.memtable)).collect(),
+            loaded: turn.loaded(),
             version,
             dropped: Arc::new(&dropped | &turn.drops()),
         };
@@ -166,19 +191,27 @@ impl Commits {
         }
     }
 
-    /// Returns when `writes` are durable and visible. Trees of `drops` are gone from then on. `next_tree`: all tree ids
-    /// below it have been given out.
+    /// Returns when `writes` and `loads` are durable and visible. Trees of `drops` are gone from then on. `next_tree`: all tree ids
+    /// below it have been given out. `None`: the tree is not the one that `loads` were checked against any more.
     pub(crate) fn commit(
         &self,
         writes: &WriteSet,
         drops: &[TreeId],
+        mut loads: Option<&mut Loads>,
         next_tree: TreeId,
         memtable_bytes: usize,
-    ) -> Result<Committed> {
+    ) -> Result<Option<Committed>> {
         let payload_bytes =
             writes.in_order().map(|(key, kind, value)| op(key, kind, value).encoded_len()).sum::<usize>()
-                + drops.iter().map(|tree| Op::DropTree(*tree).encoded_len()).sum::<usize>();
+                + drops.iter().map(|tree| Op::DropTree(*tree).encoded_len()).sum::<usize>()
+                + loads.iter().flat_map(|loads| loads.ops()).map(|op| op.encoded_len()).sum::<usize>();
         let mut turn = self.open_turn()?;
+        if let Some(loads) = &loads {
+            if !Arc::ptr_eq(&loads.checked, &self.view.load().version) {
+                return Ok(None);
+            }
+            turn.check(loads)?;
+        }
         let froze = turn.active.memtable.bytes() >= memtable_bytes;
         if froze {
             self.freeze(&mut turn);
@@ -193,6 +226,13 @@ impl Commits {
         turn.recorded_tree = turn.recorded_tree.max(next_tree);
         let table = Arc::clone(&turn.active);
         table.writers.fetch_add(1, Ordering::Relaxed);
+        if let Some(loads) = &mut loads {
+            // Nobody reads at this seqno before the record is durable; then the ssts must be there. From now on only a restart may
+            // find that they are not wanted.
+            loads.loaded.iter_mut().for_each(Loaded::keep);
+            loads.ssts().for_each(|sst| table.load(sst.committed_at(seqno)));
+            self.change_view_in_turn(|view| view.loaded = turn.loaded());
+        }
         drop(turn);
 
         let unfinished = Unfinished { commits: self };
@@ -207,6 +247,7 @@ impl Commits {
         for tree in drops {
             slot.write(Op::DropTree(*tree));
         }
+        loads.iter().flat_map(|loads| loads.ops()).for_each(|op| slot.write(op));
         let end = slot.finish();
         if drops.is_empty() {
             table.writers.fetch_sub(1, Ordering::Release);
@@ -222,7 +263,7 @@ impl Commits {
         }
         self.visible.fetch_max(seqno.0, Ordering::SeqCst);
         std::mem::forget(unfinished);
-        Ok(Committed { seqno, froze })
+        Ok(Some(Committed { seqno, froze }))
     }
 
     /// No commit gets a place from now on; they fail with `kind`.
@@ -233,11 +274,16 @@ impl Commits {
     /// Freezes the memtable that takes writes. `false`: there is nothing in it.
     pub(crate) fn freeze_active(&self) -> Result<bool> {
         let mut turn = self.open_turn()?;
-        if turn.active.memtable.is_empty() && turn.active.drops.lock().is_empty() {
+        if turn.active.is_empty() {
             return Ok(false);
         }
         self.freeze(&mut turn);
         Ok(true)
+    }
+
+    /// Ssts that the wal names and the version does not hold yet.
+    pub(crate) fn loaded(&self) -> Run {
+        Arc::clone(&self.view.load().loaded)
     }
 
     pub(crate) fn oldest_frozen(&self) -> Option<Arc<Table>> {
@@ -248,7 +294,7 @@ impl Commits {
         self.turn.lock().frozen.len()
     }
 
-    /// Readers see `version` from now on, in which `flushed`, the oldest frozen memtable, is found instead. `dropped`:
+    /// Readers see `version` from now on, in which `flushed`, the oldest frozen memtable, is found instead, loads and all. `dropped`:
     /// the trees whose drop is flushed.
     pub(crate) fn install(
         &self,
@@ -264,6 +310,7 @@ impl Commits {
         let mut view = View::clone(&self.view.load());
         view.frozen = turn.frozen.iter().rev().map(|table| Arc::clone(&table.memtable)).collect();
         view.dropped = Arc::new(&dropped | &turn.drops());
+        view.loaded = turn.loaded();
         view.version = version;
         self.view.store(Arc::new(view));
     }
@@ -290,6 +337,10 @@ impl Commits {
 
     fn change_view(&self, change: impl FnOnce(&mut View)) {
         let _turn = self.turn.lock();
+        self.change_view_in_turn(change);
+    }
+
+    fn change_view_in_turn(&self, change: impl FnOnce(&mut View)) {
         let mut view = View::clone(&self.view.load());
         change(&mut view);
         self.view.store(Arc::new(view));
@@ -302,6 +353,44 @@ impl Turn {
         let tables = self.frozen.iter().chain([&self.active]);
         tables.flat_map(|table| table.drops()).map(|(tree, _)| tree).collect()
     }
+
+    /// Ssts that were committed beside these memtables. They do not overlap, or `check` would not have let them.
+    fn loaded(&self) -> Run {
+        let tables = self.frozen.iter().chain([&self.active]);
+        let mut ssts: Vec<_> = tables.flat_map(|table| table.loads()).collect();
+        ssts.sort_by(|a, b| a.first_key.cmp(&b.first_key));
+        ssts.into()
+    }
+
+    /// Whether no memtable, and no load that waits for its flush, holds anything of the trees of `loads`.
+    fn check(&self, loads: &Loads) -> Result<()> {
+        let trees: Vec<TreeId> = loads.loaded.iter().map(Loaded::tree).collect();
+        let mut tables = self.frozen.iter().chain([&self.active]);
+        let holds = |table: &Arc<Table>, tree: &TreeId| {
+            table.memtable.holds(*tree) || table.loads.lock().iter().any(|sst| sst.first_tree() == *tree)
+        };
+        match tables.find_map(|table| trees.iter().find(|tree| holds(table, tree))) {
+            None => Ok(()),
+            Some(tree) => Err(not_empty(*tree)),
+        }
+    }
+}
+
+impl Loads {
+    fn ssts(&self) -> impl Iterator<Item = &Arc<SstMeta>> {
+        self.loaded.iter().flat_map(Loaded::ssts)
+    }
+
+    fn ops(&self) -> impl Iterator<Item = Op<'_>> {
+        self.ssts().map(|sst| Op::Load(sst.as_load()))
+    }
+}
+
+/// The answer to a load into a tree that has been written to.
+pub(crate) fn not_empty(tree: TreeId) -> Error {
+    let message =
+        format!("tree {} has been written to; only a tree of which there is nothing can be loaded", tree.0);
+    Error::new(Kind::BadRequest, message)
 }
 
 /// Dropped when a commit fails or panics between its place in the wal and the end.

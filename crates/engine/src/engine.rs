@@ -15,11 +15,12 @@ use parking_lot::Mutex;
 
 use crate::background::Workers;
 use crate::claim::Fence;
-use crate::commit::Commits;
+use crate::commit::{Commits, Committed, Loads, not_empty};
 use crate::compaction::pressure::{Debt, pauses_merges};
 use crate::compaction::run::{self, Context};
 use crate::first_part::FirstPart;
 use crate::limits::Shape;
+use crate::load::{Load, Loaded};
 use crate::locks::{LockTable, Owner};
 use crate::manifest::ManifestWriter;
 use crate::points::{self, Point};
@@ -182,6 +183,7 @@ struct Counters {
     commits: AtomicU64,
     flushes: AtomicU64,
     flushed_bytes: AtomicU64,
+    loaded_bytes: AtomicU64,
     compactions: AtomicU64,
     compacted_bytes_read: AtomicU64,
     compacted_bytes_written: AtomicU64,
@@ -335,6 +337,14 @@ impl Engine {
         self.store.block_misses()
     }
 
+    /// Begins to fill `tree`, of which there must be nothing: no version of any key, deletions included; and until the commit nobody
+    /// may write to it. Otherwise [`Kind::BadRequest`], here or by the commit.
+    pub fn load(self: &Arc<Self>, tree: TreeId) -> Result<Load> {
+        self.check_alive()?;
+        self.check_unwritten(&self.view(), tree)?;
+        Load::new(self, tree)
+    }
+
     /// Does one piece of background work. `false`: there was none of this kind.
     pub fn step(&self, job: Job) -> Result<bool> {
         self.check_alive()?;
@@ -380,6 +390,7 @@ impl Engine {
             ("memtables_frozen", self.commits.frozen_count() as u64),
             ("flushes", count(&self.counters.flushes)),
             ("flushed_bytes", count(&self.counters.flushed_bytes)),
+            ("loaded_bytes", count(&self.counters.loaded_bytes)),
             ("compactions", count(&self.counters.compactions)),
             ("compacted_bytes_read", count(&self.counters.compacted_bytes_read)),
             ("compacted_bytes_written", count(&self.counters.compacted_bytes_written)),
@@ -476,13 +487,14 @@ impl Engine {
         pieces
     }
 
-    pub(crate) fn commit(&self, writes: &WriteSet, drops: &[TreeId]) -> Result<Seqno> {
+    pub(crate) fn commit(&self, writes: &WriteSet, drops: &[TreeId], loaded: Vec<Loaded>) -> Result<Seqno> {
         self.admit(writes.bytes() as u64)?;
-        let next_tree = TreeId(self.next_tree.load(Ordering::SeqCst));
-        let committed = self
-            .commits
-            .commit(writes, drops, next_tree, self.settings.memtable_bytes)
-            .inspect_err(|error| self.note(error))?;
+        let committed = if loaded.is_empty() {
+            self.commit_now(writes, drops, None).map(|done| done.expect("nothing was checked"))
+        } else {
+            self.commit_loaded(writes, drops, loaded)
+        };
+        let committed = committed.inspect_err(|error| self.note(error))?;
         if self.settings.background == Background::Threads && self.pulse.slept(&*self.clock) {
             self.wait_until_awake()?;
         }
@@ -492,6 +504,64 @@ impl Engine {
             self.workers.ring(Job::Flush);
         }
         Ok(committed.seqno)
+    }
+
+    fn commit_now(
+        &self,
+        writes: &WriteSet,
+        drops: &[TreeId],
+        loads: Option<&mut Loads>,
+    ) -> Result<Option<Committed>> {
+        let next_tree = TreeId(self.next_tree.load(Ordering::SeqCst));
+        self.commits.commit(writes, drops, loads, next_tree, self.settings.memtable_bytes)
+    }
+
+    fn commit_loaded(&self, writes: &WriteSet, drops: &[TreeId], loaded: Vec<Loaded>) -> Result<Committed> {
+        let trees: Vec<TreeId> = loaded.iter().map(Loaded::tree).collect();
+        let own = |tree: &&TreeId| drops.contains(tree) || writes.holds(**tree);
+        if let Some(tree) = trees.iter().find(own) {
+            return Err(not_empty(*tree));
+        }
+        let mut loads = Loads { loaded, checked: self.tree.version() };
+        loop {
+            // To see what lies in ssts takes reading, which can't be done while other commits wait.
+            let view = Arc::clone(&self.view());
+            trees.iter().try_for_each(|tree| self.check_unwritten(&view, *tree))?;
+            loads.checked = Arc::clone(&view.version);
+            if let Some(committed) = self.commit_now(writes, drops, Some(&mut loads))? {
+                let bytes = loads.loaded.iter().map(|loaded| loaded.bytes()).sum();
+                self.counters.loaded_bytes.fetch_add(bytes, Ordering::Relaxed);
+                return Ok(committed);
+            }
+        }
+    }
+
+    fn check_unwritten(&self, view: &View, tree: TreeId) -> Result<()> {
+        if view.dropped.contains(&tree) || view.holds(&self.store, tree)? {
+            return Err(not_empty(tree));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn pause(&self, pause: Duration) {
+        self.clock.sleep(pause);
+    }
+
+    pub(crate) fn store(&self) -> &SstStore {
+        &self.store
+    }
+
+    /// A name that no sst has had.
+    pub(crate) fn next_sst(&self) -> SstId {
+        self.tree.next_sst()
+    }
+
+    /// `ssts` were written here, and nothing will ever name them.
+    pub(crate) fn discard(&self, ssts: Vec<SstId>) {
+        if !ssts.is_empty() {
+            self.tree.discard(ssts);
+            self.workers.ring(Job::Publish);
+        }
     }
 
     /// Whether as much of the wal waits for its upload as fits into one object.
@@ -735,10 +805,14 @@ impl Engine {
         let manifest = self.manifest.lock();
         let published = &manifest.manifest().version;
         let mut dead = self.tree.dead(published);
+        // Before the tree is asked: they go from here to there.
+        let loaded = self.commits.loaded();
         let sweeping = !self.swept.load(Ordering::Relaxed);
         if sweeping {
             let listing = self.bucket.list(&self.names.ssts())?;
-            dead.extend(gc::orphans(&listing, &self.tree.held(published), self.fence.epoch()));
+            let mut held = self.tree.held(published);
+            held.extend(loaded.iter().map(|sst| sst.id));
+            dead.extend(gc::orphans(&listing, &held, self.fence.epoch()));
         }
         gc::delete(&*self.bucket, &self.names, &dead, || self.fence.check())?;
         self.swept.store(true, Ordering::Relaxed);

@@ -2,8 +2,9 @@
 //!
 //! * Nothing is deleted that the published manifest names, that a version in memory names (readers and merges hold
 //!   those), or that has a higher epoch than ours.
-//! * Of our own epoch only what a published edit took out of the tree: an sst that is being uploaded is in no manifest
-//!   yet. Of lower epochs all that the published manifest does not name: their writers are fenced and can't publish any more.
+//! * Of our own epoch only what a published edit took out of the tree, and what a load gave up: an sst that is being uploaded is in
+//!   no manifest yet. Of lower epochs all that neither the published manifest nor a record of the wal (a load) names: their
+//!   writers are fenced and can't publish any more.
 //! * Before the first deletion the claim is validated. A writer that is fenced between that and its deletions does no harm: both
 //!   kinds of names are dead in the manifest it published last, every later one is built on that, and no
 //!   name is ever used twice.
@@ -34,7 +35,7 @@ impl Graveyard {
         self.versions.push(Arc::downgrade(version));
     }
 
-    /// An edit that takes `ssts` out of the tree has been published.
+    /// An edit that takes `ssts` out of the tree has been published, or they were made for it and given up.
     pub(crate) fn bury(&mut self, ssts: impl IntoIterator<Item = SstId>) {
         self.buried.extend(ssts);
     }

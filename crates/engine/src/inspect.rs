@@ -57,6 +57,14 @@ fn record_line(record: &Record<'_>) -> Result<String> {
             Op::Put(key, value) => write!(line, " put {} ({} bytes)", Hex(key), value.len()),
             Op::Delete(key) => write!(line, " delete {}", Hex(key)),
             Op::DropTree(tree) => write!(line, " drop tree {}", tree.0),
+            Op::Load(sst) => {
+                let (first, last) = (Hex(sst.first_key), Hex(sst.last_key));
+                write!(
+                    line,
+                    " load {} ({} bytes, {} versions, keys {first} to {last})",
+                    sst.id, sst.bytes, sst.entries
+                )
+            }
         };
         written.expect("writing to a string does not fail");
     }

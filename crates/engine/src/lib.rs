@@ -18,6 +18,7 @@ mod first_part;
 mod gc;
 mod inspect;
 pub mod limits;
+mod load;
 mod locks;
 mod manifest;
 mod memtable;
@@ -49,6 +50,7 @@ pub use engine::{Background, Engine, Estimate, FIRST_ALLOCATED_TREE, Hooks, Job,
 pub use error::{Error, Kind, Result};
 pub use first_part::FirstPart;
 pub use inspect::inspect_object;
+pub use load::{Load, Loaded};
 pub use locks::{Granted, Interrupt, LockMode, LockWait};
 pub use sorter::{Sorted, Sorter};
 pub use status::Status;
@@ -62,6 +64,6 @@ pub mod internals {
     pub use crate::merge::Merge;
     pub use crate::source::Source;
     pub use crate::sst::{LevelIter, MeasuredSst, SstIter};
-    pub use crate::wal::{Op, Slot, Stream, Wal, WalLimits};
+    pub use crate::wal::{LoadedSst, Op, Slot, Stream, Wal, WalLimits};
     pub use crate::writeset::{WriteMark, WriteSet, WriteSetIter};
 }

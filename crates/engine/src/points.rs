@@ -19,6 +19,8 @@ pub(crate) enum Point {
     AfterSync,
     /// A memtable is in ssts on the local disk, and no tree names them.
     InFlush,
+    /// The ssts of a load are in the bucket, and no transaction names them.
+    InLoad,
     /// A slice of the wal is in the bucket, and its writer has not looked for newer claims.
     AfterSlicePut,
     /// A flush's ssts are in the bucket, and no manifest names them.
@@ -33,10 +35,11 @@ pub(crate) enum Point {
     BeforeDelete,
 }
 
-const NAMES: [(&str, Point); 9] = [
+const NAMES: [(&str, Point); 10] = [
     ("before-sync", Point::BeforeSync),
     ("after-sync", Point::AfterSync),
     ("in-flush", Point::InFlush),
+    ("in-load", Point::InLoad),
     ("after-slice-put", Point::AfterSlicePut),
     ("after-sst-put", Point::AfterSstPut),
     ("before-edit-put", Point::BeforeEditPut),

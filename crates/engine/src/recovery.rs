@@ -398,6 +398,7 @@ impl<'a> Replay<'a> {
             let tree = match op? {
                 Op::Put(key, _) | Op::Delete(key) => tree_of(key),
                 Op::DropTree(tree) => tree,
+                Op::Load(sst) => tree_of(sst.first_key),
             };
             self.next_tree = self.next_tree.max(TreeId(tree.0.saturating_add(1)));
         }

@@ -35,6 +35,7 @@ pub(crate) struct Replay<'a> {
 /// A memtable that was written to local ssts during the replay.
 pub(crate) struct Replayed {
     pub(crate) ssts: Vec<Arc<SstMeta>>,
+    pub(crate) loads: Vec<Arc<SstMeta>>,
     pub(crate) drops: Vec<(TreeId, Seqno)>,
     pub(crate) end: TableEnd,
 }
@@ -85,6 +86,10 @@ impl<'a> Replay<'a> {
                 }
                 Op::Delete(key) => table.memtable.insert(key, record.seqno, OpKind::Delete, &[]),
                 Op::DropTree(tree) => table.drop_tree(tree, record.seqno),
+                Op::Load(sst) => {
+                    self.next_tree = self.next_tree.max(named_tree(sst.first_key, &[]));
+                    table.load(SstMeta::of_record(&sst, record.seqno));
+                }
             }
         }
         self.last = record.seqno;
@@ -115,7 +120,8 @@ impl<'a> Replay<'a> {
             return Ok(Arc::clone(store));
         }
         let store = SstStore::new((self.store_parts)(manifest.branch));
-        store.adopt(&manifest.version)?;
+        let loads = self.tables.iter().flat_map(|table| table.loads());
+        store.adopt(&manifest.version, loads)?;
         self.store = Some(Arc::clone(&store));
         Ok(store)
     }
@@ -139,7 +145,7 @@ impl<'a> Replay<'a> {
             goes_on: &|| true,
         };
         let ssts = run::flush(&table.memtable, &context)?;
-        self.flushed.push(Replayed { ssts, drops, end });
+        self.flushed.push(Replayed { ssts, loads: table.loads(), drops, end });
         Ok(())
     }
 }

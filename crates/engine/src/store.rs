@@ -62,12 +62,16 @@ impl SstStore {
         })
     }
 
-    /// Takes over the local copies of an earlier life, of ssts that `version` names: these are in the bucket. All other
+    /// Takes over the local copies of an earlier life, of ssts that `version` names, and of `loads`: these are in the bucket. All other
     /// local sst and cache files are removed. Call it once, before ssts are written.
-    pub(crate) fn adopt(&self, version: &Version) -> Result<()> {
-        let runs = version.l0.iter().chain(&version.levels);
+    pub(crate) fn adopt(
+        &self,
+        version: &Version,
+        loads: impl IntoIterator<Item = Arc<SstMeta>>,
+    ) -> Result<()> {
+        let named = version.ssts().map(|(_, sst)| (sst.id, sst.bytes));
         let live: BTreeMap<SstId, u64> =
-            runs.flat_map(|run| run.iter()).map(|sst| (sst.id, sst.bytes)).collect();
+            named.chain(loads.into_iter().map(|sst| (sst.id, sst.bytes))).collect();
         self.local.adopt(&|id| live.get(&id).copied())
     }
 
@@ -114,6 +118,16 @@ impl SstStore {
         self.bucket.put(&self.object_name(id), bytes)?;
         self.pinned.lock().remove(&id);
         self.local.unpin(id);
+        Ok(())
+    }
+
+    /// Returns once the sst is in the bucket, straight from memory. A copy stays here as far as there is room.
+    pub(crate) fn upload_new(&self, id: SstId, bytes: &Bytes) -> Result<()> {
+        self.bucket.put(&self.object_name(id), bytes.clone())?;
+        match self.local.write_pinned(id, bytes) {
+            Ok(()) => self.local.unpin(id),
+            Err(error) => tracing::debug!(%id, %error, "no local copy; it is in the bucket"),
+        }
         Ok(())
     }
 

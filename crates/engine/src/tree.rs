@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use crate::commit::{Commits, Table, TableEnd};
 use crate::compaction::pick::{CompactionPlan, MergePlan, TreeView, debt_bytes, forgettable, pick};
 use crate::gc::Graveyard;
-use crate::limits::Shape;
+use crate::limits::{LEVELS, Shape};
 use crate::manifest::{Edit, Flushed, Manifest};
 use crate::replay::Replayed;
 use crate::version::{SstMeta, Version};
@@ -88,12 +88,12 @@ impl Tree {
 
     /// Puts in what recovery wrote, before anybody reads.
     pub(crate) fn add_replayed(&self, replayed: Replayed, slice: WalPosition) -> Result<()> {
-        let Replayed { ssts, drops, end } = replayed;
-        let edit = flush_edit(ssts, drops, &end, slice);
+        let Replayed { ssts, loads, drops, end } = replayed;
+        let edit = flush_edit(ssts, loads, drops, &end, slice);
         self.apply(&mut self.state.lock(), edit).map(drop)
     }
 
-    /// Puts in what `table`, the oldest frozen memtable, was written to. Readers find it there from now on.
+    /// Puts in what `table`, the oldest frozen memtable, was written to, and the loads committed with it. Readers find it there from now on.
     pub(crate) fn install_flush(
         &self,
         commits: &Commits,
@@ -102,7 +102,7 @@ impl Tree {
         slice: WalPosition,
     ) -> Result<()> {
         let end = table.end().expect("a frozen memtable has an end");
-        let edit = flush_edit(ssts, table.drops(), &end, slice);
+        let edit = flush_edit(ssts, table.loads(), table.drops(), &end, slice);
         self.install(&mut self.state.lock(), commits, edit, Some(table))
     }
 
@@ -156,8 +156,9 @@ impl Tree {
     pub(crate) fn next_to_send(&self, uploads: usize) -> Option<Sending> {
         let state = self.state.lock();
         let edit = state.queue.front()?;
-        // A moved sst is added and removed by the same edit; the one that added it first has sent it.
-        let added = edit.added.iter().map(|(_, sst)| sst.id).filter(|id| !edit.removed.contains(id));
+        // A moved sst is added and removed by the same edit; the one that added it first has sent it. A load was sent by itself.
+        let added = edit.added.iter().filter(|(_, sst)| !sst.loaded).map(|(_, sst)| sst.id);
+        let added = added.filter(|id| !edit.removed.contains(id));
         let next: Vec<SstId> = added.skip(state.uploaded).take(uploads).collect();
         Some(if next.is_empty() { Sending::Publish(edit.clone()) } else { Sending::Upload(next) })
     }
@@ -187,7 +188,16 @@ impl Tree {
 
     /// Every sst that must stay.
     pub(crate) fn held(&self, published: &Version) -> BTreeSet<SstId> {
-        self.state.lock().graveyard.held(published)
+        let state = self.state.lock();
+        // A load of an earlier epoch is in the wal until the edit that brings it into the tree is published, however soon memory
+        // has merged it away.
+        let queued = state.queue.iter().flat_map(|edit| edit.added.iter().map(|(_, sst)| sst.id));
+        queued.chain(state.graveyard.held(published)).collect()
+    }
+
+    /// `ssts` were made by this writer, and neither the tree nor the wal will ever name them.
+    pub(crate) fn discard(&self, ssts: impl IntoIterator<Item = SstId>) {
+        self.state.lock().graveyard.bury(ssts);
     }
 
     /// `ssts` are deleted.
@@ -234,15 +244,20 @@ impl Tree {
     }
 }
 
+/// Loads go to the deepest level, which holds nothing of their trees: they were committed to trees of which there was nothing.
+const LOAD_LEVEL: u8 = LEVELS as u8 - 1;
+
 /// `slice`: where reading the wal from the bucket starts to meet `end`.
 fn flush_edit(
     ssts: Vec<Arc<SstMeta>>,
+    loads: Vec<Arc<SstMeta>>,
     dropped: Vec<(TreeId, Seqno)>,
     end: &TableEnd,
     slice: WalPosition,
 ) -> Edit {
+    let added = ssts.into_iter().map(|sst| (0, sst));
     Edit {
-        added: ssts.into_iter().map(|sst| (0, sst)).collect(),
+        added: added.chain(loads.into_iter().map(|sst| (LOAD_LEVEL, sst))).collect(),
         dropped,
         flushed: Some(Flushed { position: end.position, seqno: end.seqno, slice }),
         next_tree: Some(end.next_tree),

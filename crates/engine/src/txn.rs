@@ -7,8 +7,10 @@
 
 use std::sync::Arc;
 
+use crate::commit::not_empty;
 use crate::engine::Engine;
 use crate::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
+use crate::load::Loaded;
 use crate::locks::{Granted, Held, Interrupt, LockMode, LockWait, Owner};
 use crate::snapshots::SnapshotSlot;
 use crate::view::View;
@@ -38,6 +40,7 @@ pub enum ReadAs {
 pub struct Mark {
     writes: WriteMark,
     drops: usize,
+    loads: usize,
     round: u64,
 }
 
@@ -51,6 +54,7 @@ pub struct Txn {
     slot: Arc<SnapshotSlot>,
     held: Vec<Held>,
     drops: Vec<TreeId>,
+    loads: Vec<Loaded>,
     pub(crate) writes: WriteSet,
     /// Counts commits and rollbacks.
     round: u64,
@@ -67,6 +71,7 @@ impl Txn {
             slot: engine.snapshots.register(),
             held: Vec::new(),
             drops: Vec::new(),
+            loads: Vec::new(),
             writes: WriteSet::new(),
             round: 0,
             key: Vec::new(),
@@ -198,12 +203,28 @@ impl Txn {
         self.drops.push(tree);
     }
 
-    /// Here in the sequence of writes.
-    pub fn mark(&self) -> Mark {
-        Mark { writes: self.writes.mark(), drops: self.drops.len(), round: self.round }
+    /// The commit will make `loaded` visible, all of it at once, together with the other writes. Until then this transaction does
+    /// not see it either, and must not write to its tree. A rollback, also one to a mark before this call, gives it up.
+    ///
+    /// The commit fails with [`Kind::BadRequest`] if the tree has been written to meanwhile, by whomever.
+    pub fn add_loaded(&mut self, loaded: Loaded) -> Result<()> {
+        let tree = loaded.tree();
+        if self.loads.iter().any(|other| other.tree() == tree) || self.drops.contains(&tree) {
+            return Err(not_empty(tree));
+        }
+        if !loaded.is_empty() {
+            self.loads.push(loaded);
+        }
+        Ok(())
     }
 
-    /// Takes back every write made since `mark` (`drop_tree` too). Locks stay.
+    /// Here in the sequence of writes.
+    pub fn mark(&self) -> Mark {
+        let (drops, loads) = (self.drops.len(), self.loads.len());
+        Mark { writes: self.writes.mark(), drops, loads, round: self.round }
+    }
+
+    /// Takes back every write made since `mark` (`drop_tree` and `add_loaded` too). Locks stay.
     ///
     /// # Panics
     /// If `mark` is of another transaction, or of writes that were rolled back already.
@@ -211,11 +232,12 @@ impl Txn {
         assert_eq!(mark.round, self.round, "a mark of a transaction that has ended");
         self.writes.rollback_to(mark.writes);
         self.drops.truncate(mark.drops);
+        self.loads.truncate(mark.loads);
     }
 
     /// Whether a commit would change anything.
     pub fn has_writes(&self) -> bool {
-        !self.writes.is_empty() || !self.drops.is_empty()
+        !self.writes.is_empty() || !self.drops.is_empty() || !self.loads.is_empty()
     }
 
     /// On return the writes are durable and visible to every later snapshot, the locks are given back, and the
@@ -223,7 +245,7 @@ impl Txn {
     /// back; after [`Kind::Failed`] or [`Kind::Fenced`] what a restart finds may include it.
     pub fn commit(&mut self) -> Result<Seqno> {
         let result = if self.has_writes() {
-            self.engine.commit(&self.writes, &self.drops)
+            self.engine.commit(&self.writes, &self.drops, std::mem::take(&mut self.loads))
         } else {
             Ok(self.engine.visible())
         };
@@ -235,6 +257,7 @@ impl Txn {
     pub fn rollback(&mut self) {
         self.writes.clear();
         self.drops.clear();
+        self.loads.clear();
         self.round += 1;
         self.forget_snapshot();
         self.engine.locks.release_all(&self.owner, &mut self.held);

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use crate::limits::LEVELS;
 use crate::store::OpenSst;
+use crate::wal::LoadedSst;
 use crate::{Seqno, SstId, TreeId, tree_of};
 
 /// What the manifest knows of an sst. Immutable.
@@ -30,6 +31,9 @@ pub struct SstMeta {
     pub seqno_min: Seqno,
     /// Greatest seqno in it.
     pub seqno_max: Seqno,
+    /// It was written before the commit that it belongs to had a seqno: its bytes say 0, and `seqno_min`, which is
+    /// `seqno_max`, counts for all versions in it.
+    pub loaded: bool,
     /// The sst, once it was opened: readers reach it from the version without a lock or a hash.
     pub opened: OpenSst,
 }
@@ -59,6 +63,43 @@ impl SstMeta {
     /// Tree of its last version.
     pub fn last_tree(&self) -> TreeId {
         tree_of(&self.last_key)
+    }
+    /// The sst that the wal's record with `seqno` names.
+    pub(crate) fn of_record(sst: &LoadedSst<'_>, seqno: Seqno) -> SstMeta {
+        SstMeta {
+            id: sst.id,
+            bytes: sst.bytes,
+            entries: sst.entries,
+            tombstones: 0,
+            first_key: sst.first_key.into(),
+            last_key: sst.last_key.into(),
+            seqno_min: seqno,
+            seqno_max: seqno,
+            loaded: true,
+            opened: OpenSst::default(),
+        }
+    }
+    /// It as a record of the wal names it.
+    pub(crate) fn as_load(&self) -> LoadedSst<'_> {
+        assert_eq!(self.tombstones, 0, "{}: a load writes no deletions", self.id);
+        LoadedSst {
+            id: self.id,
+            bytes: self.bytes,
+            entries: self.entries,
+            first_key: &self.first_key,
+            last_key: &self.last_key,
+        }
+    }
+    /// The sst of a load that a commit took in at `seqno`.
+    pub fn committed_at(&self, seqno: Seqno) -> SstMeta {
+        assert_eq!((self.seqno_min, self.seqno_max), (Seqno(0), Seqno(0)), "{}: it has its seqnos", self.id);
+        SstMeta {
+            seqno_min: seqno,
+            seqno_max: seqno,
+            loaded: true,
+            opened: OpenSst::default(),
+            ..self.clone()
+        }
     }
     /// Whether it may hold a key of `first..=last`.
     #[cfg(test)]
@@ -198,6 +239,7 @@ pub(crate) mod tests {
             last_key: full_key(TreeId(tree), last.as_bytes()).into(),
             seqno_min: Seqno(1),
             seqno_max: Seqno(100),
+            loaded: false,
             opened: Default::default(),
         })
     }

@@ -12,10 +12,11 @@ use crate::engine::Estimate;
 use crate::first_part::successor;
 use crate::memtable::Memtable;
 use crate::merge::{AnySource, Merge};
-use crate::sst::{self, LevelIter, Purpose, find_in_run};
+use crate::source::Source;
+use crate::sst::{self, LevelIter, Purpose, SstIter, find_in_run};
 use crate::store::SstStore;
 use crate::version::{Run, Version, overlapping};
-use crate::{OpKind, Result, Seqno, TreeId};
+use crate::{OpKind, Result, Seqno, TreeId, full_key};
 
 /// Everything that can be read.
 #[derive(Clone)]
@@ -24,6 +25,9 @@ pub(crate) struct View {
     pub(crate) active: Arc<Memtable>,
     /// Wait for their flush; newest first.
     pub(crate) frozen: Vec<Arc<Memtable>>,
+    /// Ssts of loads that were committed since the memtables began; they hold all that there is of their trees below
+    /// the memtables. They do not overlap, and come into the version with the flush of the memtable they were committed with.
+    pub(crate) loaded: Run,
     /// What is flushed. May be ahead of what is published.
     pub(crate) version: Arc<Version>,
     /// Trees that are gone although data of theirs may still be there.
@@ -144,7 +148,30 @@ impl View {
 
     /// Newest first.
     pub(crate) fn runs(&self) -> impl Iterator<Item = &Run> {
-        self.version.l0.iter().chain(&self.version.levels).filter(|run| !run.is_empty())
+        let flushed = self.version.l0.iter().chain(&self.version.levels);
+        std::iter::once(&self.loaded).chain(flushed).filter(|run| !run.is_empty())
+    }
+
+    /// Whether there is any version of `tree`, a deletion or one that nobody sees any more included.
+    pub(crate) fn holds(&self, store: &Arc<SstStore>, tree: TreeId) -> Result<bool> {
+        if self.memtables().any(|memtable| memtable.holds(tree)) {
+            return Ok(true);
+        }
+        let prefix = full_key(tree, &[]);
+        for run in self.runs() {
+            let around = run.iter().filter(|sst| sst.first_tree() <= tree && tree <= sst.last_tree());
+            for sst in around {
+                if sst.first_tree() == tree || sst.last_tree() == tree {
+                    return Ok(true);
+                }
+                let mut iter = SstIter::new(Arc::clone(store.open(sst)?), Purpose::Query);
+                iter.seek(&prefix, Seqno(u64::MAX))?;
+                if iter.valid() && iter.key().starts_with(&prefix) {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
     }
 }
 

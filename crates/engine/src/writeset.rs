@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 
 use crate::memtable::{Memtable, MemtableIter};
 use crate::source::Source;
-use crate::{OpKind, Result, Seqno, TreeId};
+use crate::{OpKind, Result, Seqno, TreeId, tree_of};
 
 /// What a write costs in memory beyond its key and value, roughly.
 const OVERHEAD_BYTES: usize = 48;
@@ -172,6 +172,11 @@ impl WriteSet {
             }
             _ => *self = Self::new(),
         }
+    }
+
+    /// Whether there is a live write to `tree`.
+    pub(crate) fn holds(&self, tree: TreeId) -> bool {
+        self.in_order().any(|(key, ..)| tree_of(key) == tree)
     }
 
     /// Bytes of live writes with what keeping them costs; a key written twice counts twice.

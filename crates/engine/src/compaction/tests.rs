@@ -140,6 +140,7 @@ impl Toy {
             last_key: entries[entries.len() - 1].0.clone().into(),
             seqno_min: seqnos().min().expect("not empty"),
             seqno_max: seqnos().max().expect("not empty"),
+            loaded: false,
             opened: Default::default(),
         };
         self.contents.insert(meta.id, entries);

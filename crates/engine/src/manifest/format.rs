@@ -29,6 +29,7 @@ enum Tag {
     NextTree = 6,
     TakeOver = 7,
     WalSpan = 8,
+    SstLoaded = 9,
 }
 
 impl Tag {
@@ -42,9 +43,14 @@ impl Tag {
             Self::NextTree,
             Self::TakeOver,
             Self::WalSpan,
+            Self::SstLoaded,
         ]
         .into_iter()
         .find(|known| *known as u8 == tag)
+    }
+
+    fn of_sst(sst: &SstMeta) -> Self {
+        if sst.loaded { Self::SstLoaded } else { Self::SstAdded }
     }
 }
 
@@ -61,7 +67,7 @@ pub(crate) struct Header {
 pub(crate) fn encode_edit(header: &Header, edit: &Edit) -> Vec<u8> {
     let mut out = Writer::new(EDIT_MAGIC, header);
     for (level, sst) in &edit.added {
-        out.entry(Tag::SstAdded, |out| out.sst(*level, 0, sst));
+        out.entry(Tag::of_sst(sst), |out| out.sst(*level, 0, sst));
     }
     for id in &edit.removed {
         out.entry(Tag::SstRemoved, |out| out.sst_id(*id));
@@ -90,8 +96,8 @@ pub(crate) fn decode_edit(object: &[u8], name: &str) -> Result<(Header, Edit)> {
     for entry in entries {
         let (tag, mut body) = entry?;
         match tag {
-            Tag::SstAdded => {
-                let (level, _, sst) = body.sst()?;
+            Tag::SstAdded | Tag::SstLoaded => {
+                let (level, _, sst) = body.sst(tag)?;
                 edit.added.push((level, sst));
             }
             Tag::SstRemoved => edit.removed.push(body.sst_id()?),
@@ -111,12 +117,12 @@ pub(crate) fn encode_base(manifest: &Manifest) -> Vec<u8> {
     let mut out = Writer::new(BASE_MAGIC, &manifest.header());
     for (index, run) in manifest.version.l0.iter().enumerate() {
         for sst in run.iter() {
-            out.entry(Tag::SstAdded, |out| out.sst(0, index as u32, sst));
+            out.entry(Tag::of_sst(sst), |out| out.sst(0, index as u32, sst));
         }
     }
     for (index, run) in manifest.version.levels.iter().enumerate() {
         for sst in run.iter() {
-            out.entry(Tag::SstAdded, |out| out.sst(index as u8 + 1, 0, sst));
+            out.entry(Tag::of_sst(sst), |out| out.sst(index as u8 + 1, 0, sst));
         }
     }
     for (tree, seqno) in &manifest.dropped {
@@ -143,8 +149,8 @@ pub(crate) fn decode_base(object: &[u8], name: &str) -> Result<Manifest> {
     for entry in entries {
         let (tag, mut body) = entry?;
         match tag {
-            Tag::SstAdded => {
-                let (level, run, sst) = body.sst()?;
+            Tag::SstAdded | Tag::SstLoaded => {
+                let (level, run, sst) = body.sst(tag)?;
                 let (level, run) = (usize::from(level), run as usize);
                 if level > 0 {
                     let place = levels.get_mut(level - 1);
@@ -347,7 +353,7 @@ impl<'a> Reader<'a> {
             slice: WalPosition(self.u64()?),
         })
     }
-    fn sst(&mut self) -> Result<(u8, u32, Arc<SstMeta>)> {
+    fn sst(&mut self, tag: Tag) -> Result<(u8, u32, Arc<SstMeta>)> {
         let (level, run) = (self.take(1)?[0], self.u32()?);
         let sst = SstMeta {
             id: self.sst_id()?,
@@ -358,8 +364,12 @@ impl<'a> Reader<'a> {
             seqno_max: Seqno(self.u64()?),
             first_key: self.key()?,
             last_key: self.key()?,
+            loaded: tag == Tag::SstLoaded,
             opened: Default::default(),
         };
+        if sst.loaded && sst.seqno_min != sst.seqno_max {
+            return Err(damaged(self.name, "the versions of a load have different seqnos"));
+        }
         Ok((level, run, Arc::new(sst)))
     }
     fn end(&self) -> Result<()> {

@@ -271,10 +271,14 @@ pub(crate) fn describe(name: &ObjectName, object: &[u8]) -> Result<String> {
 
 fn sst_line(sst: &SstMeta) -> String {
     let (first, last) = (Hex(&sst.first_key), Hex(&sst.last_key));
-    let SstMeta { id, bytes, entries, tombstones, seqno_min, seqno_max, .. } = sst;
+    let SstMeta { id, bytes, entries, tombstones, seqno_min, seqno_max, loaded, .. } = sst;
+    let seqnos = if *loaded {
+        format!("loaded at seqno {}", seqno_min.0)
+    } else {
+        format!("seqno {} to {}", seqno_min.0, seqno_max.0)
+    };
     format!(
-        "{id}, {bytes} bytes, {entries} versions ({tombstones} deletions), seqno {} to {}, keys {first} to {last}",
-        seqno_min.0, seqno_max.0
+        "{id}, {bytes} bytes, {entries} versions ({tombstones} deletions), {seqnos}, keys {first} to {last}"
     )
 }
 

@@ -43,6 +43,12 @@ fn flush(counter: u64) -> Edit {
     }
 }
 
+fn loaded(tree: u32, counter: u64, first: &str, last: &str, seqno: u64) -> Arc<SstMeta> {
+    let sst = in_tree(tree, counter, first, last, 1);
+    let unnamed = SstMeta { seqno_min: Seqno(0), seqno_max: Seqno(0), ..(*sst).clone() };
+    Arc::new(unnamed.committed_at(Seqno(seqno)))
+}
+
 /// An edit with something of everything.
 fn rich() -> Edit {
     Edit {
@@ -50,6 +56,7 @@ fn rich() -> Edit {
             (0, in_tree(1, 7, "", "b", 1)),
             (0, in_tree(2, 8, "", "zz", 2)),
             (3, in_tree(2, 9, "c", "d", 3)),
+            (6, loaded(5, 10, "e", "f", 77)),
         ],
         removed: vec![id(4), id(5)],
         dropped: vec![(TreeId(6), Seqno(60))],
@@ -321,7 +328,12 @@ fn edits_and_bases_come_back_as_they_were() {
     }
     header.number += 1;
     let merge = Edit {
-        added: vec![(1, sst(10, "a", "m", 1)), (1, sst(11, "n", "z", 1)), (2, in_tree(5, 12, "", "", 1))],
+        added: vec![
+            (1, sst(10, "a", "m", 1)),
+            (1, sst(11, "n", "z", 1)),
+            (2, in_tree(5, 12, "", "", 1)),
+            (6, loaded(5, 13, "", "", 1)),
+        ],
         removed: vec![id(1), id(2)],
         dropped: vec![(TreeId(4), Seqno(9)), (TreeId(3), Seqno(8))],
         ..Edit::default()

@@ -85,6 +85,11 @@ impl Memtable {
         self.get(full_key, Seqno(u64::MAX)).map(|(_, seqno, _)| seqno)
     }
 
+    /// Whether anything was ever written to `tree` here.
+    pub(crate) fn holds(&self, tree: TreeId) -> bool {
+        self.tree(tree).is_some()
+    }
+
     /// From here on reads at `seqno` and later do not see the tree, and iterators pass it over.
     pub fn drop_tree(&self, tree: TreeId, seqno: Seqno) {
         self.tree_or_new(tree).drop_at(seqno);

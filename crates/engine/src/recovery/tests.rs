@@ -177,6 +177,7 @@ impl Writer {
             last_key: key(rows.last().unwrap()),
             seqno_min: Seqno(rows[0].0),
             seqno_max: Seqno(rows.last().unwrap().0),
+            loaded: false,
             opened: Default::default(),
         }))
     }

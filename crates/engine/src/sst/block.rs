@@ -91,6 +91,15 @@ impl Block {
         end == 0
     }
 
+    /// The same with `seqno` for all versions. They were written without one: as 0, which takes no bytes in a row.
+    pub(crate) fn committed_at(mut self, seqno: Seqno) -> Result<Self> {
+        if self.seqno_width != 0 || self.least_seqno != 0 {
+            return Err(Error::corrupt("a block of a load that has seqnos of its own"));
+        }
+        self.least_seqno = seqno.0;
+        Ok(self)
+    }
+
     /// Versions in it; at least one.
     #[inline]
     pub(crate) fn rows(&self) -> usize {

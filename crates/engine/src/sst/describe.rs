@@ -12,13 +12,15 @@ use crate::{Result, SstId};
 pub(crate) fn describe(id: SstId, object: &Bytes) -> Result<String> {
     let meta = meta_of(id, object)?;
     verify(&meta, object)?;
+    let seqnos = match (meta.seqno_min.0, meta.seqno_max.0) {
+        (0, 0) => "seqno 0 (the commit of a load, as the manifest says)".to_owned(),
+        (min, max) => format!("seqno {min} to {max}"),
+    };
     let mut out = format!(
-        "{id}, {} bytes, {} versions, of which {} deletions, seqno {} to {}\nkeys {} to {}\n",
+        "{id}, {} bytes, {} versions, of which {} deletions, {seqnos}\nkeys {} to {}\n",
         meta.bytes,
         meta.entries,
         meta.tombstones,
-        meta.seqno_min.0,
-        meta.seqno_max.0,
         Hex(&meta.first_key),
         Hex(&meta.last_key)
     );

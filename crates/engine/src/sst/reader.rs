@@ -40,6 +40,8 @@ pub(crate) struct Sst {
     blocks: u32,
     /// Bytes of data blocks; they start at 0.
     data_bytes: u64,
+    /// Counts for all versions, whose own is 0.
+    loaded: Option<Seqno>,
     top: Block,
     partitions: Box<[Partition]>,
     slots: Arc<Slots<PartitionBody, FirstPartFilter, Block>>,
@@ -136,6 +138,7 @@ impl Sst {
             entries: meta.entries,
             blocks,
             data_bytes,
+            loaded: meta.loaded.then_some(meta.seqno_min),
             top,
             partitions,
             slots,
@@ -400,7 +403,11 @@ impl Sst {
 
     fn decoded_block(&self, handle: Handle, window: Option<&mut Window>) -> Result<Block> {
         self.verified(handle.range(), window, |stored| {
-            Block::decode(unseal(self.id, handle.offset, BlockKind::Data, stored)?)
+            let block = Block::decode(unseal(self.id, handle.offset, BlockKind::Data, stored)?)?;
+            match self.loaded {
+                None => Ok(block),
+                Some(seqno) => block.committed_at(seqno),
+            }
         })
     }
 
@@ -476,7 +483,15 @@ impl Tail {
         let summary = unseal(id, footer.summary.offset, BlockKind::Summary, &fetch(footer.summary)?)?;
         let summary = SstSummary::decode(&summary).ok_or_else(|| wrong("its summary does not add up"))?;
         let blocks = summary.blocks;
-        if summary.into_meta(id, meta.bytes) != *meta {
+        let said = summary.into_meta(id, meta.bytes);
+        let said = match meta.loaded {
+            true if said.seqno_max > Seqno(0) => {
+                return Err(wrong("it has seqnos of its own, and a load wrote it"));
+            }
+            true => said.committed_at(meta.seqno_min),
+            false => said,
+        };
+        if said != *meta {
             return Err(wrong("its summary is not what the manifest says of it"));
         }
         let top = Block::decode(unseal(id, footer.top.offset, BlockKind::Top, &fetch(footer.top)?)?)?;
@@ -621,6 +636,7 @@ impl SstSummary {
             last_key: self.last_key.into_boxed_slice(),
             seqno_min: self.seqno_min,
             seqno_max: self.seqno_max,
+            loaded: false,
             opened: Default::default(),
         }
     }

@@ -86,7 +86,7 @@ impl World {
             .iter()
             .map(|meta| Arc::new(SstMeta { opened: OpenSst::default(), ..(**meta).clone() }));
         let world = Self { bucket: self.bucket, disk, store, metas: metas.collect() };
-        world.store.adopt(&Version { l0: vec![world.run()], ..Version::default() }).unwrap();
+        world.store.adopt(&Version { l0: vec![world.run()], ..Version::default() }, []).unwrap();
         world
     }
 

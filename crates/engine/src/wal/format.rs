@@ -6,7 +6,7 @@
 //!   tail.
 //! * Decoders take any bytes and answer with an error or `None`, never with a panic.
 
-use crate::{BranchId, Epoch, Error, OpKind, Result, Seqno, TreeId, WalPosition};
+use crate::{BranchId, Epoch, Error, OpKind, Result, Seqno, SstId, TreeId, WalPosition};
 
 /// Bytes before a record's payload.
 pub(crate) const RECORD_HEADER: usize = 32;
@@ -194,9 +194,27 @@ pub enum Op<'a> {
     Delete(&'a [u8]),
     /// All keys of the tree are gone, and it will never be written again.
     DropTree(TreeId),
+    /// An sst in the bucket holds puts of one tree, which count as made by this record.
+    Load(LoadedSst<'a>),
+}
+
+/// An sst as a record names it. It was written before the record had a seqno: its bytes say 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoadedSst<'a> {
+    /// Its name.
+    pub id: SstId,
+    /// Length of the object.
+    pub bytes: u64,
+    /// Versions in it, all of them puts.
+    pub entries: u64,
+    /// Full key of its first version.
+    pub first_key: &'a [u8],
+    /// Full key of its last version.
+    pub last_key: &'a [u8],
 }
 
 const TAG_DROP_TREE: u8 = 3;
+const TAG_LOAD: u8 = 4;
 
 impl Op<'_> {
     /// Bytes that it takes in a record's payload.
@@ -207,6 +225,10 @@ impl Op<'_> {
             }
             Self::Delete(key) => 1 + length_len(key.len()) + key.len(),
             Self::DropTree(_) => 5,
+            Self::Load(sst) => {
+                let keys = [sst.first_key, sst.last_key];
+                1 + 4 * 8 + keys.map(|key| length_len(key.len()) + key.len()).iter().sum::<usize>()
+            }
         }
     }
 
@@ -234,6 +256,16 @@ impl Op<'_> {
                 put(&[TAG_DROP_TREE]);
                 put(&tree.0.to_be_bytes());
             }
+            Self::Load(sst) => {
+                put(&[TAG_LOAD]);
+                for number in [sst.id.epoch.0, sst.id.counter, sst.bytes, sst.entries] {
+                    put(&number.to_le_bytes());
+                }
+                for key in [sst.first_key, sst.last_key] {
+                    put_length(key.len(), &mut put);
+                    put(key);
+                }
+            }
         }
         at
     }
@@ -253,6 +285,7 @@ impl<'a> Ops<'a> {
     fn decode(&mut self) -> Option<Op<'a>> {
         match *self.take(1)?.first()? {
             TAG_DROP_TREE => Some(Op::DropTree(TreeId(u32::from_be_bytes(self.take(4)?.try_into().ok()?)))),
+            TAG_LOAD => self.load().map(Op::Load),
             tag => match OpKind::from_tag(tag)? {
                 OpKind::Put => {
                     let (key_len, value_len) = (self.length()?, self.length()?);
@@ -264,6 +297,22 @@ impl<'a> Ops<'a> {
                 }
             },
         }
+    }
+
+    fn load(&mut self) -> Option<LoadedSst<'a>> {
+        let id = SstId { epoch: Epoch(self.number()?), counter: self.number()? };
+        let (bytes, entries) = (self.number()?, self.number()?);
+        let mut key = || {
+            let length = self.length()?;
+            self.key(length)
+        };
+        let (first_key, last_key) = (key()?, key()?);
+        let sound = first_key[..4] == last_key[..4] && first_key <= last_key && entries > 0;
+        sound.then_some(LoadedSst { id, bytes, entries, first_key, last_key })
+    }
+
+    fn number(&mut self) -> Option<u64> {
+        Some(u64::from_le_bytes(self.take(8)?.try_into().ok()?))
     }
 
     fn key(&mut self, length: usize) -> Option<&'a [u8]> {
@@ -358,15 +407,32 @@ mod tests {
     #[test]
     fn changes_come_back_as_they_were_written() {
         let long = vec![b'v'; 40_000];
+        let far = [&b"\0\0\0\x05"[..], &long[..300]].concat();
         let ops = [
             Op::Put(b"\0\0\0\x01key", b""),
             Op::Put(&long[..129], &long),
             Op::Delete(b"\0\0\0\x02"),
             Op::DropTree(TreeId(0x0102_0304)),
+            load(b"\0\0\0\x05", &far),
+            load(b"\0\0\0\x05k", b"\0\0\0\x05k"),
         ];
         let bytes = payload(&ops);
         let decoded: Vec<_> = Ops::new(&bytes).map(Result::unwrap).collect();
         assert_eq!(decoded, ops);
+    }
+
+    fn load<'a>(first_key: &'a [u8], last_key: &'a [u8]) -> Op<'a> {
+        let id = SstId { epoch: Epoch(3), counter: 1 << 40 };
+        Op::Load(LoadedSst { id, bytes: u64::MAX, entries: 1, first_key, last_key })
+    }
+
+    #[test]
+    fn a_load_over_two_trees_or_the_wrong_way_round_is_refused() {
+        for (first, last) in [(&b"\0\0\0\x05a"[..], &b"\0\0\0\x06a"[..]), (b"\0\0\0\x05b", b"\0\0\0\x05a")] {
+            let bytes = payload(&[load(first, last)]);
+            let error = Ops::new(&bytes).next().expect("there is one").expect_err("unsound");
+            assert_eq!(error.kind(), crate::Kind::Corrupt);
+        }
     }
 
     #[test]

@@ -20,7 +20,7 @@ use bytes::BytesMut;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 pub(crate) use format::FileHeader;
-pub use format::{Op, Stream};
+pub use format::{LoadedSst, Op, Stream};
 use format::{PAYLOAD_BYTES_MAX, RECORD_HEADER};
 pub(crate) use local::{LocalWal, Record, SET_ASIDE};
 use segments::Segments;
