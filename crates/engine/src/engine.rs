@@ -188,6 +188,8 @@ struct Counters {
     compacted_bytes_read: AtomicU64,
     compacted_bytes_written: AtomicU64,
     published: AtomicU64,
+    slices_uploaded: AtomicU64,
+    ssts_uploaded: AtomicU64,
     ssts_deleted: AtomicU64,
     prefetched: AtomicU64,
     wal_damages: AtomicU64,
@@ -203,7 +205,7 @@ const CLOSE_TIME_MAX: Duration = Duration::from_secs(10);
 const UPLOADS: usize = 4;
 /// Threads that share one large merge.
 const SUBCOMPACTIONS: usize = 2;
-/// Slices that a start fetches at the same time.
+/// Objects that a start fetches at the same time.
 const FETCHES: usize = 16;
 /// Pieces of ssts that one batch of reads fetches at the same time.
 const PREFETCHES: usize = 32;
@@ -397,6 +399,8 @@ impl Engine {
             ("l0_runs", version.l0.len() as u64),
             ("ssts", version.ssts().count() as u64),
             ("sst_bytes", version.ssts().map(|(_, sst)| sst.bytes).sum()),
+            ("wal_slices_uploaded", count(&self.counters.slices_uploaded)),
+            ("ssts_uploaded", count(&self.counters.ssts_uploaded)),
             ("edits_published", count(&self.counters.published)),
             ("edits_queued", self.tree.queued() as u64),
             ("unuploaded_bytes", self.store.unuploaded_bytes()),
@@ -663,6 +667,7 @@ impl Engine {
             result => result?,
         };
         self.upload_time.end(self.clock.now());
+        self.counters.slices_uploaded.fetch_add(u64::from(worked), Ordering::Relaxed);
         let flushing = self.commits.frozen_count() > 0 || self.tree.queued() > 0;
         if self.uploader.slices() >= SLICES_MAX && !flushing && self.commits.freeze_active()? {
             self.workers.ring(Job::Flush);
@@ -719,6 +724,7 @@ impl Engine {
                 self.upload(&ssts)?;
                 points::pass(Point::AfterSstPut);
                 self.tree.uploaded(ssts.len());
+                self.counters.ssts_uploaded.fetch_add(ssts.len() as u64, Ordering::Relaxed);
             }
             Some(Sending::Publish(edit)) => {
                 manifest.publish(&edit)?;
@@ -750,6 +756,8 @@ impl Engine {
     }
 
     fn compact(&self) -> Result<bool> {
+        // Readers may have let go of something.
+        self.forget_unsent();
         if pauses_merges(&self.debt(), &self.settings.shape) {
             return Ok(false);
         }
@@ -760,6 +768,7 @@ impl Engine {
         let (plan, version) = match self.tree.begin_compaction(&self.commits, oldest)? {
             None => return Ok(false),
             Some(Begun::Done) => {
+                self.forget_unsent();
                 self.workers.ring(Job::Publish);
                 return Ok(true);
             }
@@ -780,7 +789,9 @@ impl Engine {
             let written = added.iter().map(|(_, sst)| sst.bytes).sum();
             self.counters.compacted_bytes_written.fetch_add(written, Ordering::Relaxed);
         }
+        drop(version);
         self.tree.end_merge(&self.commits, &plan, added)?;
+        self.forget_unsent();
         self.workers.ring(Job::Publish);
         result
     }
@@ -801,7 +812,13 @@ impl Engine {
         })
     }
 
+    /// Local files of ssts that were merged away before their upload make room at once, whether the bucket answers or not.
+    fn forget_unsent(&self) {
+        self.tree.dead_unsent().iter().for_each(|id| self.store.forget(*id));
+    }
+
     fn collect_garbage(&self) -> Result<bool> {
+        self.forget_unsent();
         let manifest = self.manifest.lock();
         let published = &manifest.manifest().version;
         let mut dead = self.tree.dead(published);

@@ -26,6 +26,8 @@ const BATCH: usize = 1000;
 pub(crate) struct Graveyard {
     versions: Vec<Weak<Version>>,
     buried: BTreeSet<SstId>,
+    /// Of these the bucket has nothing, and no manifest ever named one.
+    unsent: BTreeSet<SstId>,
 }
 
 impl Graveyard {
@@ -38,6 +40,22 @@ impl Graveyard {
     /// An edit that takes `ssts` out of the tree has been published, or they were made for it and given up.
     pub(crate) fn bury(&mut self, ssts: impl IntoIterator<Item = SstId>) {
         self.buried.extend(ssts);
+    }
+
+    /// `ssts` have left the tree, and neither they nor the edit that brought them were ever sent, or will be.
+    pub(crate) fn bury_unsent(&mut self, ssts: impl IntoIterator<Item = SstId>) {
+        self.unsent.extend(ssts);
+    }
+
+    /// What was never sent and is held by nobody; forgotten here with the answer.
+    pub(crate) fn dead_unsent(&mut self) -> Vec<SstId> {
+        if self.unsent.is_empty() {
+            return Vec::new();
+        }
+        let held = self.alive();
+        let dead = self.unsent.iter().copied().filter(|id| !held.contains(id)).collect();
+        self.unsent.retain(|id| held.contains(id));
+        dead
     }
 
     /// What published edits took out, as far as nobody holds it. `published`: the tree as the bucket has it, which may
@@ -57,14 +75,14 @@ impl Graveyard {
 
     /// Every sst that must stay.
     pub(crate) fn held(&self, published: &Version) -> BTreeSet<SstId> {
+        let mut held = self.alive();
+        held.extend(published.ssts().map(|(_, sst)| sst.id));
+        held
+    }
+
+    fn alive(&self) -> BTreeSet<SstId> {
         let alive: Vec<Arc<Version>> = self.versions.iter().filter_map(Weak::upgrade).collect();
-        alive
-            .iter()
-            .map(|version| &**version)
-            .chain([published])
-            .flat_map(Version::ssts)
-            .map(|(_, sst)| sst.id)
-            .collect()
+        alive.iter().flat_map(|version| version.ssts()).map(|(_, sst)| sst.id).collect()
     }
 }
 

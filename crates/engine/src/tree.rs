@@ -4,9 +4,9 @@
 //! * What is published is always a state that memory had, perhaps a while ago. Until an edit is published nothing that it removes
 //!   is deleted, and the wal that it makes superfluous stays.
 //! * An edit is published after every sst that it adds is in the bucket.
-//! * The first edit in the queue never changes: it may have been sent.
+//! * An edit that was handed out to be sent never changes: it may be in the bucket. Those behind it become one.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -31,13 +31,22 @@ struct State {
     version: Arc<Version>,
     /// Trees whose drop is flushed and of which ssts may still hold something.
     dropped: BTreeMap<TreeId, Seqno>,
-    /// Edits that are not published yet.
-    queue: VecDeque<Edit>,
-    /// How many of the ssts that the first edit brings are in the bucket.
+    /// The edit that is being sent.
+    sending: Option<Queued>,
+    /// How many of the ssts that it brings are in the bucket.
     uploaded: usize,
+    /// All that comes after it, in one.
+    waiting: Option<Queued>,
     running: Vec<Arc<MergePlan>>,
     graveyard: Graveyard,
     next_sst: u64,
+}
+
+/// A change of the tree that the bucket does not know of.
+struct Queued {
+    edit: Edit,
+    /// Loads that came and went in it: they are in the bucket, and until it is published the wal names them.
+    spent_loads: Vec<SstId>,
 }
 
 /// The next thing to send to the bucket.
@@ -65,8 +74,9 @@ impl Tree {
         let state = State {
             version,
             dropped: manifest.dropped.clone(),
-            queue: VecDeque::new(),
+            sending: None,
             uploaded: 0,
+            waiting: None,
             running: Vec::new(),
             graveyard,
             next_sst,
@@ -154,11 +164,14 @@ impl Tree {
 
     /// What must be sent next: at most `uploads` ssts, or an edit.
     pub(crate) fn next_to_send(&self, uploads: usize) -> Option<Sending> {
-        let state = self.state.lock();
-        let edit = state.queue.front()?;
+        let mut state = self.state.lock();
+        if state.sending.is_none() {
+            state.sending = Some(state.waiting.take()?);
+        }
+        let edit = &state.sending.as_ref()?.edit;
         // A moved sst is added and removed by the same edit; the one that added it first has sent it. A load was sent by itself.
-        let added = edit.added.iter().filter(|(_, sst)| !sst.loaded).map(|(_, sst)| sst.id);
-        let added = added.filter(|id| !edit.removed.contains(id));
+        let removed: BTreeSet<SstId> = edit.removed.iter().copied().collect();
+        let added = edit.ssts().filter(|sst| !sst.loaded && !removed.contains(&sst.id)).map(|sst| sst.id);
         let next: Vec<SstId> = added.skip(state.uploaded).take(uploads).collect();
         Some(if next.is_empty() { Sending::Publish(edit.clone()) } else { Sending::Upload(next) })
     }
@@ -168,17 +181,18 @@ impl Tree {
         self.state.lock().uploaded += ssts;
     }
 
-    /// The first edit is published.
+    /// The edit that was handed out is published.
     pub(crate) fn published(&self) {
         let mut state = self.state.lock();
-        let edit = state.queue.pop_front().expect("the edit that was published");
+        let Queued { edit, spent_loads } = state.sending.take().expect("the edit that was published");
         state.uploaded = 0;
         state.graveyard.bury(edit.removed);
+        state.graveyard.bury(spent_loads);
     }
 
     /// Edits that wait for the bucket.
     pub(crate) fn queued(&self) -> usize {
-        self.state.lock().queue.len()
+        self.state.lock().queued().count()
     }
 
     /// Ssts that were removed from the published tree and that nobody reads any more.
@@ -186,13 +200,21 @@ impl Tree {
         self.state.lock().graveyard.dead(published)
     }
 
+    /// Ssts that left the tree before anything named them in the bucket, and that nobody reads any more. They are told once.
+    pub(crate) fn dead_unsent(&self) -> Vec<SstId> {
+        self.state.lock().graveyard.dead_unsent()
+    }
+
     /// Every sst that must stay.
     pub(crate) fn held(&self, published: &Version) -> BTreeSet<SstId> {
         let state = self.state.lock();
         // A load of an earlier epoch is in the wal until the edit that brings it into the tree is published, however soon memory
         // has merged it away.
-        let queued = state.queue.iter().flat_map(|edit| edit.added.iter().map(|(_, sst)| sst.id));
-        queued.chain(state.graveyard.held(published)).collect()
+        let mut held = state.graveyard.held(published);
+        for Queued { edit, spent_loads } in state.queued() {
+            held.extend(edit.ssts().map(|sst| sst.id).chain(spent_loads.iter().copied()));
+        }
+        held
     }
 
     /// `ssts` were made by this writer, and neither the tree nor the wal will ever name them.
@@ -239,13 +261,35 @@ impl Tree {
         edit.gone.iter().for_each(|tree| _ = state.dropped.remove(tree));
         state.graveyard.watch(&version);
         state.version = Arc::clone(&version);
-        state.queue.push_back(edit);
+        state.queue(edit);
         Ok(version)
     }
 }
 
 /// Loads go to the deepest level, which holds nothing of their trees: they were committed to trees of which there was nothing.
 const LOAD_LEVEL: u8 = LEVELS as u8 - 1;
+
+impl State {
+    fn queue(&mut self, edit: Edit) {
+        let Some(Queued { edit: waiting, mut spent_loads }) = self.waiting.take() else {
+            self.waiting = Some(Queued { edit, spent_loads: Vec::new() });
+            return;
+        };
+        let stays: BTreeSet<SstId> = edit.ssts().map(|sst| sst.id).collect();
+        let leaves: BTreeSet<SstId> = edit.removed.iter().copied().filter(|id| !stays.contains(id)).collect();
+        // What `waiting` only moved was there before it.
+        let moved: BTreeSet<SstId> = waiting.removed.iter().copied().collect();
+        let unnamed = waiting.ssts().filter(|sst| leaves.contains(&sst.id) && !moved.contains(&sst.id));
+        let (loads, unsent): (Vec<_>, Vec<_>) = unnamed.partition(|sst| sst.loaded);
+        spent_loads.extend(loads.iter().map(|sst| sst.id));
+        self.graveyard.bury_unsent(unsent.iter().map(|sst| sst.id));
+        self.waiting = Some(Queued { edit: waiting.followed_by(edit), spent_loads });
+    }
+
+    fn queued(&self) -> impl Iterator<Item = &Queued> {
+        self.sending.iter().chain(&self.waiting)
+    }
+}
 
 /// `slice`: where reading the wal from the bucket starts to meet `end`.
 fn flush_edit(

@@ -523,6 +523,99 @@ fn merges_pause_in_an_outage_and_go_on_after_it() {
     assert!(status(&engine, "compactions") > paused && status(&engine, "l0_runs") < 4);
 }
 
+/// Rows, flushes and merges while the bucket is away. What is committed is in `model`.
+fn write_through_an_outage(engine: &Arc<Engine>, rows: u64, model: &mut BTreeMap<Vec<u8>, Vec<u8>>) {
+    let mut random = Random(rows);
+    for _ in 0..rows {
+        let mut txn = engine.begin();
+        let key = format!("{:04}", random.below(1000)).into_bytes();
+        let value: String = (0..300).map(|_| char::from(b'!' + random.below(90) as u8)).collect();
+        txn.put(TREE, &key, value.as_bytes()).expect("puts");
+        txn.commit().expect("commits");
+        model.insert(key, value.into_bytes());
+        engine.step(Job::Flush).expect("needs no bucket");
+        while engine.step(Job::Compact).expect("needs no bucket") {}
+        if random.below(50) == 0 {
+            // The edit that is tried now may be on its way for ever, and stays as it is.
+            _ = engine.step(Job::Publish);
+        }
+    }
+}
+
+#[test]
+fn an_outage_leaves_two_edits_however_long_it_was_and_sends_only_what_is_still_needed() {
+    let place = Place::new();
+    let memory = Arc::new(MemoryBucket::new());
+    let faulty = Arc::new(FaultyBucket::new(Arc::clone(&memory) as _, 1, Vec::new()).with_tries(1));
+    let engine = open_at(place.data.path(), Arc::clone(&faulty) as _, manual()).unwrap();
+    faulty.faults().set_rules(vec![Rule::outage()]);
+    let mut model = BTreeMap::new();
+    write_through_an_outage(&engine, 4000, &mut model);
+    let (flushes, merges) = (status(&engine, "flushes"), status(&engine, "compactions"));
+    assert!(flushes >= 6 && merges >= 2, "{flushes} flushes and {merges} merges");
+    assert_eq!(status(&engine, "edits_queued"), 2, "the one that may have been sent, and one for all others");
+    let mut txn = engine.begin();
+    let (waiting, tree) = (status(&engine, "unuploaded_bytes"), status(&engine, "sst_bytes"));
+    assert!(
+        waiting < tree + (200 << 10),
+        "what was merged away before its upload makes room: {waiting} bytes wait, {tree} are in the tree"
+    );
+    faulty.faults().set_rules(Vec::new());
+    let before = status(&engine, "edits_published");
+    let mut sent = 0;
+    while engine.step(Job::Publish).unwrap() {
+        sent += 1;
+    }
+    assert_eq!(status(&engine, "edits_published") - before, 2);
+    assert!(status(&engine, "ssts_uploaded") <= sent);
+    assert_eq!(all(&engine, &mut txn, TREE), model);
+    drop(txn);
+    engine.step(Job::Freeze).unwrap();
+    drain(&engine);
+    let ssts = memory.contents().into_keys().filter(|name| name.as_str().contains("/sst/")).count();
+    assert_eq!(ssts as u64, status(&engine, "ssts"), "nothing is left over in the bucket");
+    drop(engine);
+    let elsewhere = Place::new();
+    let engine = open_at(elsewhere.data.path(), memory as _, manual()).unwrap();
+    assert_eq!(all(&engine, &mut engine.begin(), TREE), model, "the bucket alone has everything");
+}
+
+/// The machine dies at each step of sending what an outage left, with the answer to its last request lost.
+#[test]
+fn a_crash_anywhere_while_the_edits_of_an_outage_are_sent_loses_nothing() {
+    let mut step = 0;
+    let mut over = false;
+    while !over {
+        let (disk, memory) = (SimDisk::new(step), Arc::new(MemoryBucket::new()));
+        let faulty = Arc::new(FaultyBucket::new(Arc::clone(&memory) as _, 1, Vec::new()).with_tries(1));
+        let parts = Parts { bucket: Arc::clone(&faulty) as _, ..parts_on(&disk, &memory, step) };
+        let engine = Engine::open(parts, manual()).unwrap();
+        faulty.faults().set_rules(vec![Rule::outage()]);
+        let mut model = BTreeMap::new();
+        write_through_an_outage(&engine, 1500, &mut model);
+        faulty.faults().set_rules(Vec::new());
+        while engine.step(Job::UploadWal).unwrap() {}
+        for _ in 0..step {
+            engine.step(Job::Publish).unwrap();
+        }
+        faulty.faults().set_rules(vec![Rule::lost_answer("*")]);
+        over = matches!(engine.step(Job::Publish), Ok(false));
+        // More is written and merged before the end, so that the edit that was sent is not the newest.
+        _ = engine.step(Job::Freeze);
+        _ = engine.step(Job::Flush);
+        _ = engine.step(Job::Compact);
+        drop(engine);
+        for disk in [disk, SimDisk::new(step + 1)] {
+            let engine = Engine::open(parts_on(&disk, &memory, step + 1), manual()).unwrap();
+            assert_eq!(all(&engine, &mut engine.begin(), TREE), model, "a crash at step {step}");
+            drain(&engine);
+            assert_eq!(all(&engine, &mut engine.begin(), TREE), model, "after a crash at step {step}");
+        }
+        step += 1;
+    }
+    assert!(step > 5, "{step} steps send everything");
+}
+
 fn parts_on(disk: &SimDisk, bucket: &Arc<MemoryBucket>, seed: u64) -> Parts {
     Parts {
         bucket: bucket.clone(),

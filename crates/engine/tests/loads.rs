@@ -508,6 +508,29 @@ fn what_only_the_wal_names_outlives_its_merge_in_memory() {
     assert_eq!(all(&engine, &mut engine.begin(), tree), want);
 }
 
+/// One edit tells of the flush that brings a load into the tree and of the merge that replaces it, and so names it nowhere. Its
+/// objects stay while the wal names them, and go when the edit is published.
+#[test]
+fn a_load_that_came_and_went_in_one_edit_stays_as_long_as_the_wal_names_it() {
+    let place = Place::new();
+    let engine = place.open();
+    let want = rows(1500, 6);
+    let tree = load_and_commit(&engine, &want);
+    let loads = place.ssts_in_bucket();
+    assert!(loads > 0);
+    for round in 0..5u8 {
+        write(&engine, tree, &want.keys().map(|key| (key.clone(), Some(vec![round; 9]))).collect());
+        engine.step(Job::Freeze).unwrap();
+        step(&engine, Job::Flush);
+    }
+    step(&engine, Job::Compact);
+    assert!(status(&engine, "compactions") > 0);
+    step(&engine, Job::CollectGarbage);
+    assert_eq!(place.ssts_in_bucket(), loads, "a start would replay them");
+    settle(&engine);
+    assert_eq!(place.ssts_in_bucket() as u64, status(&engine, "ssts"));
+}
+
 #[test]
 fn a_tree_that_is_dropped_after_its_load_stays_dropped() {
     for jobs in [&[][..], &[Job::Freeze, Job::Flush], &[Job::Freeze, Job::Flush, Job::Publish]] {

@@ -5,16 +5,19 @@
 //! * A base is a function of the edits before it, so two writers of the same base write the same bytes.
 //! * Decoding takes any bytes and never panics; whether the content makes sense is checked by `Manifest`.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{Edit, Flushed, Manifest, WalSpan};
 use crate::limits::LEVELS;
-use crate::version::{SstMeta, Version};
+use crate::version::{Run, SstMeta, Version};
 use crate::{BranchId, Epoch, Error, Kind, Result, Seqno, SstId, TreeId, WalPosition};
 
 const EDIT_MAGIC: [u8; 8] = *b"CISTEDIT";
 const BASE_MAGIC: [u8; 8] = *b"CISTBASE";
 const VERSION: u32 = 1;
+/// An edit that adds more than one run of level 0. All others stay readable to programs that know version 1 alone.
+const VERSION_RUNS: u32 = 2;
 const HEADER: usize = 64;
 
 /// Stored in the bucket. Add tags at the end, never renumber.
@@ -65,7 +68,13 @@ pub(crate) struct Header {
 }
 
 pub(crate) fn encode_edit(header: &Header, edit: &Edit) -> Vec<u8> {
-    let mut out = Writer::new(EDIT_MAGIC, header);
+    let version = if edit.older_runs.is_empty() { VERSION } else { VERSION_RUNS };
+    let mut out = Writer::new(EDIT_MAGIC, version, header);
+    for (run, ssts) in (1..).zip(edit.older_runs.iter().rev()) {
+        for sst in ssts.iter() {
+            out.entry(Tag::of_sst(sst), |out| out.sst(0, run, sst));
+        }
+    }
     for (level, sst) in &edit.added {
         out.entry(Tag::of_sst(sst), |out| out.sst(*level, 0, sst));
     }
@@ -93,13 +102,16 @@ pub(crate) fn encode_edit(header: &Header, edit: &Edit) -> Vec<u8> {
 pub(crate) fn decode_edit(object: &[u8], name: &str) -> Result<(Header, Edit)> {
     let (header, entries) = open(object, EDIT_MAGIC, name)?;
     let mut edit = Edit::default();
+    // By their number in the entry, which counts from the newest.
+    let mut older_runs: BTreeMap<u32, Vec<Arc<SstMeta>>> = BTreeMap::new();
     for entry in entries {
         let (tag, mut body) = entry?;
         match tag {
-            Tag::SstAdded | Tag::SstLoaded => {
-                let (level, _, sst) = body.sst(tag)?;
-                edit.added.push((level, sst));
-            }
+            Tag::SstAdded | Tag::SstLoaded => match body.sst(tag)? {
+                (level, 0, sst) => edit.added.push((level, sst)),
+                (0, run, sst) => older_runs.entry(run).or_default().push(sst),
+                _ => return Err(damaged(name, "an sst below level 0 stands in a run")),
+            },
             Tag::SstRemoved => edit.removed.push(body.sst_id()?),
             Tag::TreeDropped => edit.dropped.push((TreeId(body.u32()?), Seqno(body.u64()?))),
             Tag::TreeGone => edit.gone.push(TreeId(body.u32()?)),
@@ -110,11 +122,12 @@ pub(crate) fn decode_edit(object: &[u8], name: &str) -> Result<(Header, Edit)> {
         }
         body.end()?;
     }
+    edit.older_runs = older_runs.into_values().rev().map(Run::from).collect();
     Ok((header, edit))
 }
 
 pub(crate) fn encode_base(manifest: &Manifest) -> Vec<u8> {
-    let mut out = Writer::new(BASE_MAGIC, &manifest.header());
+    let mut out = Writer::new(BASE_MAGIC, VERSION, &manifest.header());
     for (index, run) in manifest.version.l0.iter().enumerate() {
         for sst in run.iter() {
             out.entry(Tag::of_sst(sst), |out| out.sst(0, index as u32, sst));
@@ -208,9 +221,9 @@ struct Writer {
 }
 
 impl Writer {
-    fn new(magic: [u8; 8], header: &Header) -> Self {
+    fn new(magic: [u8; 8], version: u32, header: &Header) -> Self {
         let mut out = Self { bytes: magic.to_vec() };
-        out.u32(VERSION).u32(0);
+        out.u32(version).u32(0);
         out.bytes.extend_from_slice(&header.branch.0);
         out.u64(header.number).u64(header.epoch.0).u64(header.nonce).u32(0).u32(0);
         debug_assert_eq!(out.bytes.len(), HEADER);
@@ -270,9 +283,11 @@ fn open<'a>(object: &'a [u8], magic: [u8; 8], name: &'a str) -> Result<(Header, 
     }
     let mut header = Reader { bytes: &object[8..HEADER], name };
     let version = header.u32()?;
-    if version != VERSION {
-        let message =
-            format!("{name} has manifest format version {version}; this program reads version {VERSION}");
+    let newest = if magic == EDIT_MAGIC { VERSION_RUNS } else { VERSION };
+    if !(VERSION..=newest).contains(&version) {
+        let message = format!(
+            "{name} has manifest format version {version}; this program reads up to version {newest}"
+        );
         return Err(Error::new(Kind::BadRequest, message));
     }
     header.u32()?;

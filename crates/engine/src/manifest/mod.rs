@@ -9,7 +9,7 @@
 
 mod format;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bucket::{Bucket, Names, ObjectName, PutOutcome};
@@ -19,7 +19,7 @@ use crate::claim::Fence;
 use crate::fetch::{fetch, fetch_all};
 use crate::inspect::Hex;
 use crate::points::{self, Point};
-use crate::version::{SstMeta, Version};
+use crate::version::{Misfit, Run, SstMeta, Version};
 use crate::{BranchId, Epoch, Error, Kind, Result, Seqno, SstId, TreeId, WalPosition};
 pub(crate) use format::Header;
 
@@ -38,6 +38,8 @@ type Fit<T> = std::result::Result<T, String>;
 pub(crate) struct Edit {
     /// Ssts and the level each comes into; those of level 0 form one run, the newest.
     pub added: Vec<(u8, Arc<SstMeta>)>,
+    /// Runs of level 0 that come before that one, oldest first: what [`Edit::followed_by`] makes of several flushes.
+    pub older_runs: Vec<Run>,
     /// Ssts that leave the tree, before the added ones come.
     pub removed: Vec<SstId>,
     /// Trees dropped, each at a seqno.
@@ -50,6 +52,45 @@ pub(crate) struct Edit {
     pub next_tree: Option<TreeId>,
     /// First edit of an epoch: the wal of the one before ends here, and ours begins.
     pub take_over: Option<WalPosition>,
+}
+
+impl Edit {
+    /// One edit that does what this one and then `later` do. Neither may have been sent.
+    ///
+    /// What this one adds and `later` removes is in neither list of the result: no manifest ever names it. An sst that
+    /// only moves stays among the removed, as one that was there before.
+    pub(crate) fn followed_by(mut self, later: Edit) -> Edit {
+        assert!(self.take_over.is_none() && later.take_over.is_none(), "a take-over is an edit by itself");
+        let ours: BTreeSet<SstId> = self.ssts().map(|sst| sst.id).collect();
+        let gone: BTreeSet<SstId> = later.removed.iter().copied().collect();
+        self.removed.extend(later.removed.into_iter().filter(|id| !ours.contains(id)));
+        self.added.retain(|(_, sst)| !gone.contains(&sst.id));
+        for run in &mut self.older_runs {
+            if run.iter().any(|sst| gone.contains(&sst.id)) {
+                *run = run.iter().filter(|sst| !gone.contains(&sst.id)).cloned().collect();
+            }
+        }
+        if later.added.iter().any(|(level, _)| *level == 0) {
+            let (newest, deeper) = self.added.into_iter().partition(|(level, _)| *level == 0);
+            let newest: Vec<(u8, Arc<SstMeta>)> = newest;
+            self.added = deeper;
+            self.older_runs.push(newest.into_iter().map(|(_, sst)| sst).collect());
+        }
+        self.older_runs.extend(later.older_runs);
+        self.older_runs.retain(|run| !run.is_empty());
+        self.added.extend(later.added);
+        self.gone.retain(|tree| !later.dropped.iter().any(|(dropped, _)| dropped == tree));
+        self.gone.extend(later.gone);
+        self.dropped.extend(later.dropped);
+        self.flushed = later.flushed.or(self.flushed);
+        self.next_tree = self.next_tree.max(later.next_tree);
+        self
+    }
+
+    /// Every sst that it adds or moves, oldest run of level 0 first.
+    pub(crate) fn ssts(&self) -> impl Iterator<Item = &Arc<SstMeta>> {
+        self.older_runs.iter().flat_map(|run| run.iter()).chain(self.added.iter().map(|(_, sst)| sst))
+    }
 }
 
 /// How much of the wal the tree holds.
@@ -125,7 +166,7 @@ impl Manifest {
         let mut next =
             Manifest { number: header.number, epoch: header.epoch, nonce: header.nonce, ..self.clone() };
         next.apply_take_over(header.epoch, edit.take_over)?;
-        next.version = self.version.apply(&edit.added, &edit.removed).map_err(|misfit| misfit.to_string())?;
+        next.version = self.apply_ssts(edit).map_err(|misfit| misfit.to_string())?;
         if let Some(flushed) = edit.flushed {
             next.apply_flushed(flushed)?;
         }
@@ -136,6 +177,18 @@ impl Manifest {
         edit.gone.iter().for_each(|tree| _ = next.dropped.remove(tree));
         next.forget_old_wals();
         Ok(next)
+    }
+
+    fn apply_ssts(&self, edit: &Edit) -> std::result::Result<Version, Misfit> {
+        if edit.older_runs.is_empty() {
+            return self.version.apply(&edit.added, &edit.removed);
+        }
+        let mut version = self.version.apply(&[], &edit.removed)?;
+        for run in &edit.older_runs {
+            let added: Vec<_> = run.iter().map(|sst| (0, Arc::clone(sst))).collect();
+            version = version.apply(&added, &[])?;
+        }
+        version.apply(&edit.added, &[])
     }
 
     fn apply_take_over(&mut self, epoch: Epoch, take_over: Option<WalPosition>) -> Fit<()> {
@@ -261,6 +314,10 @@ pub(crate) fn describe(name: &ObjectName, object: &[u8]) -> Result<String> {
     let mut out = format!("edit {} by epoch {}\n", header.number, header.epoch.0);
     edit.take_over.iter().for_each(|start| out += &format!("takes over; its wal begins at {:#x}\n", start.0));
     edit.removed.iter().for_each(|id| out += &format!("removes {id}\n"));
+    for (age, run) in edit.older_runs.iter().rev().enumerate() {
+        run.iter()
+            .for_each(|sst| out += &format!("adds to level 0, {} runs older: {}\n", age + 1, sst_line(sst)));
+    }
     edit.added.iter().for_each(|(level, sst)| out += &format!("adds to level {level}: {}\n", sst_line(sst)));
     edit.flushed.iter().for_each(|flushed| out += &format!("flushed: {flushed:x?}\n"));
     edit.next_tree.iter().for_each(|tree| out += &format!("next tree: {}\n", tree.0));
@@ -314,6 +371,8 @@ pub(crate) struct ManifestWriter {
     pending: Option<Pending>,
     /// The base of the newest multiple is known to be in the bucket.
     based: bool,
+    /// What the base of this number made superfluous is deleted.
+    cleaned: u64,
 }
 
 /// An edit that may be in the bucket or not.
@@ -344,8 +403,16 @@ impl ManifestWriter {
         edit: &Edit,
     ) -> Result<TakeOver> {
         assert!(edit.take_over.is_some(), "the first edit of an epoch takes over");
-        let mut writer =
-            Self { bucket, names, fence, nonce, published: manifest, pending: None, based: false };
+        let mut writer = Self {
+            bucket,
+            names,
+            fence,
+            nonce,
+            published: manifest,
+            pending: None,
+            based: false,
+            cleaned: 0,
+        };
         match writer.publish_or_meet(edit)? {
             Met::Nobody => Ok(TakeOver::Done(Box::new(writer))),
             Met::LowerEpoch => Ok(TakeOver::Overtaken),
@@ -376,7 +443,7 @@ impl ManifestWriter {
     /// whether anything was deleted.
     pub(crate) fn clean_step(&mut self) -> Result<bool> {
         let base = self.published.number / EDITS_PER_BASE * EDITS_PER_BASE;
-        if !self.based || base < BASES_KEPT * EDITS_PER_BASE {
+        if !self.based || base < BASES_KEPT * EDITS_PER_BASE || self.cleaned == base {
             return Ok(false);
         }
         let oldest_kept = base - (BASES_KEPT - 1) * EDITS_PER_BASE;
@@ -387,6 +454,7 @@ impl ManifestWriter {
         };
         let old: Vec<ObjectName> = listed.into_iter().filter(outdated).collect();
         if old.is_empty() {
+            self.cleaned = base;
             return Ok(false);
         }
         self.fence.check()?;
@@ -396,6 +464,7 @@ impl ManifestWriter {
         for batch in bases.chunks(1000).chain(edits.chunks(1000)) {
             self.bucket.delete(batch)?;
         }
+        self.cleaned = base;
         Ok(true)
     }
 

@@ -58,6 +58,10 @@ fn rich() -> Edit {
             (3, in_tree(2, 9, "c", "d", 3)),
             (6, loaded(5, 10, "e", "f", 77)),
         ],
+        older_runs: vec![
+            [in_tree(1, 10, "", "x", 1), in_tree(2, 11, "b", "c", 1)].into(),
+            [in_tree(1, 12, "b", "y", 1)].into(),
+        ],
         removed: vec![id(4), id(5)],
         dropped: vec![(TreeId(6), Seqno(60))],
         gone: vec![TreeId(1), TreeId(u32::MAX)],
@@ -298,11 +302,11 @@ fn old_wals_are_forgotten_only_when_they_are_flushed() {
 #[test]
 fn a_newer_format_is_refused_by_name() {
     let mut object = format::encode_edit(&header(), &rich());
-    object[8] = 2;
+    object[8] = 3;
     let error = format::decode_edit(&object, "the/name").unwrap_err();
     assert!(
         error.kind() == Kind::BadRequest
-            && error.to_string().contains("the/name has manifest format version 2")
+            && error.to_string().contains("the/name has manifest format version 3")
     );
     // An entry of a kind that comes later, under a right checksum.
     let mut object = format::encode_edit(&header(), &Edit { next_tree: Some(TreeId(1)), ..Edit::default() });
@@ -315,8 +319,12 @@ fn a_newer_format_is_refused_by_name() {
 
 #[test]
 fn edits_and_bases_come_back_as_they_were() {
-    let object = format::encode_edit(&header(), &rich());
-    assert_eq!(format::decode_edit(&object, "x").unwrap(), (header(), rich()));
+    let one_run = Edit { older_runs: Vec::new(), ..rich() };
+    for (edit, version) in [(rich(), 2), (one_run, 1)] {
+        let object = format::encode_edit(&header(), &edit);
+        assert_eq!(object[8], version, "programs that know one run for each edit read all others");
+        assert_eq!(format::decode_edit(&object, "x").unwrap(), (header(), edit));
+    }
 
     let mut manifest = Manifest::empty(BRANCH);
     let take_over = Edit { take_over: Some(WalPosition(0)), ..Edit::default() };
@@ -344,7 +352,77 @@ fn edits_and_bases_come_back_as_they_were() {
     assert_eq!(format::encode_base(&format::decode_base(&base, "x").unwrap()), base, "byte for byte");
 }
 
+/// A random change that fits `manifest`: a flush, a merge of some runs of L0, moves, a drop, or the end of one.
+fn any_edit(manifest: &Manifest, counter: &mut u64, choice: (u8, u8)) -> Edit {
+    let mut fresh = || {
+        *counter += 1;
+        *counter
+    };
+    let version = &manifest.version;
+    let (what, which) = choice;
+    let l0: Vec<&Run> = version.l0.iter().collect();
+    let dropped = manifest.dropped.keys().next().copied();
+    match what % 6 {
+        1 if !l0.is_empty() => {
+            // The oldest runs of L0, and all of the level, into one sst of the level.
+            let oldest = &l0[l0.len() - 1 - usize::from(which) % l0.len()..];
+            let inputs = oldest.iter().flat_map(|run| run.iter()).chain(version.levels[2].iter());
+            let removed = inputs.map(|sst| sst.id).collect();
+            Edit { added: vec![(3, sst(fresh(), "a", "z", 1))], removed, ..Edit::default() }
+        }
+        2 if !version.levels[2].is_empty() && version.levels[3].is_empty() => {
+            let moved = &version.levels[2][0];
+            Edit { added: vec![(4, Arc::clone(moved))], removed: vec![moved.id], ..Edit::default() }
+        }
+        3 if !version.levels[3].is_empty() => {
+            Edit { removed: version.levels[3].iter().map(|sst| sst.id).collect(), ..Edit::default() }
+        }
+        4 => Edit { dropped: vec![(TreeId(u32::from(which) % 3), Seqno(fresh()))], ..Edit::default() },
+        5 if dropped.is_some() => Edit { gone: dropped.into_iter().collect(), ..Edit::default() },
+        _ if which % 4 == 0 => {
+            let (first, second) = (fresh(), fresh());
+            Edit { added: vec![(0, sst(first, "a", "c", 1)), (0, sst(second, "d", "f", 1))], ..flush(second) }
+        }
+        _ => flush(fresh()),
+    }
+}
+
 proptest! {
+    #[test]
+    fn edits_that_become_one_do_what_they_did_one_after_the_other(
+        choices in proptest::collection::vec(any::<(u8, u8)>(), 0..25), before in 0usize..8,
+    ) {
+        let mut header = Header { number: 1, ..header() };
+        let take_over = Edit { take_over: Some(WalPosition(0)), ..Edit::default() };
+        let mut manifest = Manifest::empty(BRANCH).apply(&header, &take_over).unwrap();
+        let mut counter = 0;
+        let mut start = None;
+        let mut all: Option<Edit> = None;
+        for (index, choice) in choices.iter().enumerate() {
+            if index == before {
+                start = Some((manifest.clone(), header));
+            }
+            let edit = any_edit(&manifest, &mut counter, *choice);
+            header.number += 1;
+            manifest = manifest.apply(&header, &edit).unwrap();
+            if start.is_some() {
+                all = Some(match all {
+                    None => edit,
+                    Some(earlier) => earlier.followed_by(edit),
+                });
+            }
+        }
+        let (Some((start, mut header)), Some(all)) = (start, all) else { return Ok(()) };
+        header.number += 1;
+        let (_, all) = format::decode_edit(&format::encode_edit(&header, &all), "x").unwrap();
+        let (from, at_once) = (start.version.ssts().count(), start.apply(&header, &all).unwrap());
+        prop_assert_eq!(&at_once.version, &manifest.version);
+        prop_assert_eq!((at_once.flushed, at_once.next_tree), (manifest.flushed, manifest.next_tree));
+        prop_assert_eq!((&at_once.dropped, &at_once.wals), (&manifest.dropped, &manifest.wals));
+        prop_assert!(all.removed.len() <= from, "it removes only what was there before");
+        prop_assert!(all.ssts().count() <= manifest.version.ssts().count(), "it adds only what stays");
+    }
+
     #[test]
     fn garbage_never_panics_and_never_passes(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
         prop_assert!(format::decode_edit(&bytes, "x").is_err());
