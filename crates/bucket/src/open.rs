@@ -14,7 +14,9 @@ use crate::{Bucket, BucketError, DirectoryBucket, ErrorKind, ObjectName};
 pub struct Options {
     /// How long a call tries before it answers [`ErrorKind::Unavailable`].
     pub deadline: Duration,
-    /// Bodies above this travel in parts of this size. S3 takes parts from 5 MiB.
+    /// Bodies up to this travel in one request: each part of a larger one is paid for, and so are its beginning and its end.
+    pub whole_bytes_max: usize,
+    /// Larger ones travel in parts of this size. S3 takes parts from 5 MiB.
     pub part_bytes: usize,
     /// Looks up an environment variable: credentials and regions come from there.
     pub environment: Environment,
@@ -27,6 +29,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             deadline: Duration::from_secs(60),
+            whole_bytes_max: 96 << 20,
             part_bytes: 8 << 20,
             environment: Arc::new(|variable| std::env::var(variable).ok().filter(|value| !value.is_empty())),
         }

@@ -26,6 +26,7 @@ fn options(variables: &[(&str, &str)]) -> Options {
         variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     Options {
         deadline: Duration::from_secs(20),
+        whole_bytes_max: 5 << 20,
         part_bytes: 5 << 20,
         environment: Arc::new(move |name| variables.get(name).cloned()),
     }

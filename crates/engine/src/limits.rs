@@ -27,7 +27,7 @@ pub const L0_RUNS_STOP: usize = 24;
 /// Length of a segment file of the wal. Up to two are allocated ahead, so an idle server holds twice that on disk.
 pub const WAL_SEGMENT_BYTES: u64 = 16 << 20;
 /// Bytes of wal after which a slice is cut; what is less goes up once in each upload interval.
-pub const WAL_SLICE_BYTES: u64 = 8 << 20;
+pub const WAL_SLICE_BYTES: u64 = 16 << 20;
 
 /// The sizes that give the tree its shape. Constants in production; the simulator shrinks them, so that a few thousand
 /// rows make many ssts in several levels.

@@ -27,6 +27,9 @@ const OVERTAKEN_MAX: usize = 100;
 /// The least segments of a wal that is made on a full disk.
 const SEGMENT_BYTES_MIN: u64 = 16 << 10;
 
+/// Slices that are in memory at the same time.
+const SLICES_AT_ONCE: usize = 8;
+
 /// What recovery works on.
 pub(crate) struct RecoveryParts {
     pub bucket: Arc<dyn Bucket>,
@@ -35,7 +38,7 @@ pub(crate) struct RecoveryParts {
     /// Drawn by chance for each start.
     pub seed: u64,
     pub limits: WalLimits,
-    /// How many slices are read from the bucket at the same time. With 1 there is no other thread.
+    /// How many objects are read from the bucket at the same time. With 1 there is no other thread.
     pub fetches: usize,
 }
 
@@ -367,7 +370,7 @@ impl<'a> Replay<'a> {
     fn slices(&mut self, parts: &RecoveryParts, epoch: Epoch, chain: &Chain) -> Result<()> {
         let stream = Stream::new(self.branch, epoch);
         // A round at a time, so that what is fetched and not applied yet stays small.
-        for round in chain.slices.chunks(parts.fetches.max(1)) {
+        for round in chain.slices.chunks(parts.fetches.clamp(1, SLICES_AT_ONCE)) {
             let names: Vec<_> =
                 round.iter().map(|(first, _)| parts.names.wal_slice(epoch.0, first.0)).collect();
             let objects = fetch_all(&*parts.bucket, &names, parts.fetches);

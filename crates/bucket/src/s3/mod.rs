@@ -53,6 +53,7 @@ pub struct S3Bucket {
     /// For people: bucket and endpoint.
     place: String,
     deadline: Duration,
+    whole_bytes_max: usize,
     part_bytes: usize,
     meters: Meters,
     hedge: Hedge,
@@ -127,6 +128,7 @@ impl S3Bucket {
             prefix: location.prefix.clone(),
             place: format!("s3://{} at {}", location.bucket, endpoint.as_deref().unwrap_or("Amazon")),
             deadline: options.deadline,
+            whole_bytes_max: options.whole_bytes_max,
             part_bytes: options.part_bytes,
             meters: Meters::default(),
             hedge: Hedge::default(),
@@ -369,7 +371,7 @@ impl Bucket for S3Bucket {
     fn put(&self, name: &ObjectName, body: Bytes) -> Result<(), BucketError> {
         let path = self.path(Operation::Put, name)?;
         self.run(async {
-            if body.len() > self.part_bytes {
+            if body.len() > self.whole_bytes_max {
                 return self.put_in_parts(&path, name, &body).await;
             }
             let call = self.call(Operation::Put, name, body.len() as u64);

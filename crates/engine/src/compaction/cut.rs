@@ -29,9 +29,9 @@ pub(crate) struct Cutter<'a> {
 }
 
 impl<'a> Cutter<'a> {
-    /// For a flush: outputs in L0.
+    /// For a flush: outputs in L0. They may have twice the size, so that a memtable is one sst and not one and a bit.
     pub(crate) fn for_flush(shape: &Shape) -> Self {
-        let sst_bytes = shape.sst_bytes as u64;
+        let sst_bytes = 2 * shape.sst_bytes as u64;
         Self { to: 0, sst_bytes, next_level: &[], staying: Vec::new(), tree: None, overlapped: 0 }
     }
 
@@ -43,7 +43,8 @@ impl<'a> Cutter<'a> {
         let staying = beside.rev().filter(|sst| !inputs.contains(&sst.id)).map(|sst| &**sst).collect();
         let run: &[_] = version.levels.get(plan.to).map_or(&[], |run| run);
         let next_level = &run[run.partition_point(|sst| *sst.last_key < *first)..];
-        Self { to: plan.to, next_level, staying, ..Self::for_flush(shape) }
+        let sst_bytes = shape.sst_bytes as u64;
+        Self { to: plan.to, sst_bytes, next_level, staying, ..Self::for_flush(shape) }
     }
 
     /// Whether the output, `bytes` long so far (0: not begun), must end before `key`, a key not seen before.
@@ -53,7 +54,7 @@ impl<'a> Cutter<'a> {
         let tree = Some(tree_of(key));
         let other_tree = self.tree != tree;
         self.tree = tree;
-        let other_tree_bytes = if self.to == 0 { self.sst_bytes / 8 } else { 1 };
+        let other_tree_bytes = if self.to == 0 { self.sst_bytes / 16 } else { 1 };
         let ends = bytes > 0
             && (over_staying
                 || (other_tree && bytes >= other_tree_bytes)
