@@ -5,7 +5,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use engine::{
-    Cursor, Engine, Error, Granted, Isolation, Kind, LockMode, LockWait, Mark, ReadAs, TreeId, Txn,
+    Cursor, Engine, Error, Granted, Isolation, Kind, Loaded, LockMode, LockWait, Mark, ReadAs, TreeId, Txn,
 };
 use parking_lot::Mutex;
 
@@ -158,6 +158,15 @@ impl Client {
             Err(error) => return Ok(Outcome::Error(error)),
         }
         Ok(Outcome::Fine)
+    }
+
+    /// To be committed at once: what is loaded is not among its own writes before that.
+    pub(crate) fn add_loaded(&mut self, loaded: Loaded, rows: BTreeMap<Key, Vec<u8>>) -> Outcome {
+        match self.txn.add_loaded(loaded) {
+            Ok(()) => self.writes.extend(rows.into_iter().map(|(key, value)| (key, Some(value)))),
+            Err(error) => return Outcome::Error(error),
+        }
+        Outcome::Fine
     }
 
     pub(crate) fn drop_tree(&mut self, tree: u32) {

@@ -65,6 +65,8 @@ pub struct Counters {
     pub lost: u64,
     /// Compactions of the last writers.
     pub compactions: u64,
+    /// Trees that were filled at once.
+    pub loads: u64,
     /// Ssts in the trees that were left at the end.
     pub ssts: u64,
 }
@@ -81,6 +83,7 @@ impl std::ops::AddAssign for Counters {
         self.lucky += other.lucky;
         self.lost += other.lost;
         self.compactions += other.compactions;
+        self.loads += other.loads;
         self.ssts += other.ssts;
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bucket::FaultyBucket;
-use engine::{Cursor, DiskFault, Engine, Error, Job, Kind, LockMode, Parts, ReadAs, Seqno, TreeId};
+use engine::{Cursor, DiskFault, Engine, Error, Job, Kind, Loaded, LockMode, Parts, ReadAs, Seqno, TreeId};
 use parking_lot::Mutex;
 
 use crate::client::{Client, Outcome, show, show_key};
@@ -442,8 +442,9 @@ impl Process {
                 Ok(())
             }
             68..70 => self.drops_a_tree(which, random),
-            70..72 => self.makes_a_tree(which, random),
-            72..75 => self.locks_and_unlocks(which, random),
+            70..71 => self.makes_a_tree(which, random),
+            71..73 => self.loads_a_tree(which, random),
+            73..75 => self.locks_and_unlocks(which, random),
             75..78 => {
                 self.clients[which].rollback();
                 if random.one_in(2) {
@@ -534,15 +535,20 @@ impl Process {
         Ok(())
     }
 
-    fn makes_a_tree(&mut self, which: usize, random: &mut Random) -> Check<()> {
-        if self.trees.len() >= LIVE_TREES_MAX {
-            return Ok(());
-        }
+    fn allocates_a_tree(&mut self) -> Check<u32> {
         let tree = self.engine.allocate_tree().0;
         if self.history.lock().trees().contains(&tree) || self.trees.contains(&tree) {
             return Err(format!("tree {tree} was allocated a second time"));
         }
         self.tell(format_args!("tree {tree} is new"));
+        Ok(tree)
+    }
+
+    fn makes_a_tree(&mut self, which: usize, random: &mut Random) -> Check<()> {
+        if self.trees.len() >= LIVE_TREES_MAX {
+            return Ok(());
+        }
+        let tree = self.allocates_a_tree()?;
         self.trees.push(tree);
         let key = self.key_in(tree, random);
         if self.locks(which, &key, LockMode::Exclusive)? {
@@ -551,6 +557,63 @@ impl Process {
             self.judge(outcome)?;
         }
         Ok(())
+    }
+
+    /// Fills a new tree at once, while the background goes on, and commits that with whatever the client has written.
+    fn loads_a_tree(&mut self, which: usize, random: &mut Random) -> Check<()> {
+        if self.trees.len() >= LIVE_TREES_MAX {
+            return Ok(());
+        }
+        let tree = self.allocates_a_tree()?;
+        let mut rows = BTreeMap::new();
+        let most = random.pick(&[5, 100, 600]);
+        for _ in 0..1 + random.below(most) {
+            rows.insert(self.key_in(tree, random), self.value(random));
+        }
+        let loaded = match self.load(&rows, random) {
+            Ok(Some(loaded)) => loaded,
+            Ok(None) => return Ok(()),
+            Err(error) => {
+                self.tell(format_args!("load of tree {tree}: {error}"));
+                return self.excuse(&error);
+            }
+        };
+        self.tell(format_args!("tree {tree} is loaded with {} rows", rows.len()));
+        let outcome = self.clients[which].add_loaded(loaded, rows);
+        self.judge(outcome)?;
+        match random.below(4) {
+            0 => self.drain(random)?,
+            1 => {
+                // Given up; it may not be seen anywhere, and nothing of it may stay.
+                self.clients[which].rollback();
+                self.clients[which].begin(random);
+                return Ok(());
+            }
+            _ => (),
+        }
+        // Others may use it once it is committed.
+        let committed = self.history.lock().acknowledged();
+        let result = self.commits(which, random);
+        if self.history.lock().acknowledged() > committed {
+            self.trees.push(tree);
+            self.shared.counters.lock().loads += 1;
+        }
+        result
+    }
+
+    fn load(&mut self, rows: &BTreeMap<Key, Vec<u8>>, random: &mut Random) -> engine::Result<Option<Loaded>> {
+        let tree = TreeId(rows.first_key_value().expect("there are rows").0.0);
+        let mut load = self.engine.load(tree)?;
+        for ((_, key), value) in rows {
+            load.put(key, value)?;
+            if random.one_in(100) {
+                let job = random.pick(&JOBS);
+                let answer = self.engine.step(job);
+                self.tell(format_args!("{job:?} while tree {} is loaded: {answer:?}", tree.0));
+                answer?;
+            }
+        }
+        if random.one_in(8) { Ok(None) } else { load.finish().map(Some) }
     }
 
     fn drops_a_tree(&mut self, which: usize, random: &mut Random) -> Check<()> {

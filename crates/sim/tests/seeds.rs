@@ -24,7 +24,7 @@ macro_rules! seeds {
         fn $name() {
             let total = run($seeds, Options::default());
             // A run in which nothing went wrong proves nothing.
-            assert!(total.commits > 1000 && total.crashes > 30 && total.takeovers > 5 && total.fenced > 0, "{total:?}");
+            assert!(total.commits > 1000 && total.crashes > 30 && total.takeovers > 5 && total.fenced > 0 && total.loads > 10, "{total:?}");
         }
     )*};
 }
