@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use acceptance::oracle::{self, Filler, Memory, Writers};
 use acceptance::server::Plan;
+use mysql::Conn;
+use mysql::prelude::Queryable;
 
 /// Each with the pass at which it kills: late enough that clients were told something.
 const POINTS: [&str; 9] = [
@@ -18,6 +20,25 @@ const POINTS: [&str; 9] = [
     "before-trim#2",
     "before-delete#1",
 ];
+
+/// What a server says when its point has come.
+const KILLED: &str = "a test ends or stops this process here";
+
+/// Returns when the server has brought everything to the bucket, so that the next one meets no point before its clients come.
+fn rest(connection: &mut Conn) {
+    let waiting = |connection: &mut Conn| {
+        let rows: Vec<(String, String)> = connection
+            .query("SHOW GLOBAL STATUS WHERE variable_name IN ('cistern_edits_queued', 'cistern_unuploaded_bytes')")
+            .expect("counters can be read");
+        assert_eq!(rows.len(), 2, "both are there");
+        rows.iter().any(|(_, value)| value != "0")
+    };
+    let began = Instant::now();
+    while waiting(connection) {
+        assert!(began.elapsed() < Duration::from_secs(60), "it does not come to rest");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
 
 fn kill_at_each_point(loses_directory: bool) {
     let scratch = tempfile::tempdir().expect("a temporary directory");
@@ -35,9 +56,10 @@ fn kill_at_each_point(loses_directory: bool) {
         let filler = Filler::start(port);
         let ended = server.wait(Duration::from_secs(60)).unwrap_or_else(|| panic!("{point} does not come"));
         let killed = Instant::now();
-        assert_eq!(ended.code(), 5, "{point}: {}", ended.said);
         memories = writers.stop();
         filler.stop();
+        assert_eq!(ended.code(), 5, "{point}: {}", ended.said);
+        assert!(ended.said.contains(KILLED), "{point}: {}", ended.said);
         if loses_directory {
             std::fs::remove_dir_all(&plan.data).expect("the data directory can be deleted");
         }
@@ -49,6 +71,7 @@ fn kill_at_each_point(loses_directory: bool) {
         assert_eq!((verdict.lost, verdict.torn), (0, 0), "{point}: {verdict:?}");
         assert!(verdict.kept + verdict.forgone > 0, "{point}: nothing was acknowledged: {verdict:?}");
         kept += verdict.kept;
+        rest(&mut connection);
         drop(connection);
         assert_eq!(server.stop().code(), 0, "{point}");
     }
