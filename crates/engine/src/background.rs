@@ -44,7 +44,7 @@ const RETRY_MAX: Duration = Duration::from_secs(15);
 
 impl Workers {
     pub(crate) fn new() -> Self {
-        let jobs = [Job::UploadWal, Job::Flush, Job::Publish, Job::Validate].into_iter();
+        let jobs = [Job::PrepareWal, Job::UploadWal, Job::Flush, Job::Publish, Job::Validate].into_iter();
         let jobs = jobs.chain(std::iter::repeat_n(Job::Compact, COMPACTION_THREADS));
         Self { bells: jobs.map(|job| (job, Arc::default())).collect(), threads: Mutex::default() }
     }
@@ -123,6 +123,7 @@ impl Bell {
 
 fn name(job: Job) -> &'static str {
     match job {
+        Job::PrepareWal => "wal-room",
         Job::UploadWal => "wal",
         Job::Freeze | Job::Flush => "flush",
         Job::Publish | Job::CollectGarbage => "publish",

@@ -119,6 +119,8 @@ impl Default for Hooks {
 /// A piece of background work, for [`Background::Manual`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Job {
+    /// Makes the wal's next segment file, if the last one is half full.
+    PrepareWal,
     /// Uploads the wal's next slice.
     UploadWal,
     /// Freezes the memtable that takes writes, if it has any.
@@ -351,6 +353,7 @@ impl Engine {
     pub fn step(&self, job: Job) -> Result<bool> {
         self.check_alive()?;
         let result = match job {
+            Job::PrepareWal => self.commits.wal().prepare(),
             Job::UploadWal => self.upload_wal(),
             Job::Freeze => self.commits.freeze_active(),
             Job::Flush => self.flush(),
@@ -503,6 +506,9 @@ impl Engine {
             self.wait_until_awake()?;
         }
         self.counters.commits.fetch_add(1, Ordering::Relaxed);
+        if self.commits.wal().wants_room() {
+            self.workers.ring(Job::PrepareWal);
+        }
         if committed.froze {
             self.refresh_throttle();
             self.workers.ring(Job::Flush);

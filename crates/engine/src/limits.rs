@@ -24,8 +24,9 @@ pub const LEVEL_BASE_BYTES: u64 = 256 << 20;
 /// L0 runs at which writers are made to wait for compaction altogether.
 pub const L0_RUNS_STOP: usize = 24;
 
-/// Length of a segment file of the wal. Up to two are allocated ahead, so an idle server holds twice that on disk.
-pub const WAL_SEGMENT_BYTES: u64 = 16 << 20;
+/// Bytes of the wal in a segment file, which is 16 MiB long with its header: whole blocks. One is made ahead and up to four are kept as
+/// spares, so an idle server holds six on disk.
+pub const WAL_SEGMENT_BYTES: u64 = (16 << 20) - 64;
 /// Bytes of wal after which a slice is cut; what is less goes up once in each upload interval.
 pub const WAL_SLICE_BYTES: u64 = 16 << 20;
 

@@ -17,8 +17,8 @@ use parking_lot::Mutex;
 use tempfile::TempDir;
 
 const TREE: TreeId = TreeId(7);
-const BACKGROUND_JOBS: [Job; 5] =
-    [Job::Flush, Job::UploadWal, Job::Publish, Job::Compact, Job::CollectGarbage];
+const BACKGROUND_JOBS: [Job; 6] =
+    [Job::PrepareWal, Job::Flush, Job::UploadWal, Job::Publish, Job::Compact, Job::CollectGarbage];
 
 /// A machine's directory and a bucket's.
 struct Place {
@@ -216,6 +216,7 @@ fn it_agrees_with_a_plain_map_through_flushes_merges_crashes_and_lost_directorie
                 }
                 txn.commit().unwrap();
                 let job = [
+                    Job::PrepareWal,
                     Job::Freeze,
                     Job::Flush,
                     Job::UploadWal,
@@ -685,6 +686,7 @@ fn a_start_finds_room_on_a_full_disk_where_the_wal_holds_nothing() {
                 drain(&engine);
             }
             put(&engine, &format!("{uploaded} {rows} last"), "acknowledged, and only here").unwrap();
+            while engine.step(Job::PrepareWal).unwrap() {}
             drop(engine);
             let disk = disk.kill();
             disk.limit(disk.used());
@@ -865,6 +867,9 @@ impl Disk for Treacherous {
     }
     fn open(&self, name: &str) -> std::result::Result<Arc<dyn DiskFile>, DiskError> {
         self.0.open(name)
+    }
+    fn open_log(&self, name: &str) -> std::result::Result<Arc<dyn DiskFile>, DiskError> {
+        self.0.open_log(name)
     }
     fn rename(&self, from: &str, to: &str) -> std::result::Result<(), DiskError> {
         self.0.rename(from, to)

@@ -207,6 +207,9 @@ impl Disk for LyingDisk {
     fn open(&self, name: &str) -> Result<Arc<dyn DiskFile>, DiskError> {
         Ok(self.lie(self.disk.open(name)?))
     }
+    fn open_log(&self, name: &str) -> Result<Arc<dyn DiskFile>, DiskError> {
+        Ok(self.lie(self.disk.open_log(name)?))
+    }
     fn rename(&self, from: &str, to: &str) -> Result<(), DiskError> {
         self.disk.rename(from, to)
     }

@@ -21,8 +21,15 @@ use crate::random::Random;
 const FIXED_TREES: [u32; 2] = [1, 2];
 const CLIENTS_MAX: usize = 4;
 const LIVE_TREES_MAX: usize = 5;
-const JOBS: [Job; 6] =
-    [Job::UploadWal, Job::Freeze, Job::Flush, Job::Publish, Job::Compact, Job::CollectGarbage];
+const JOBS: [Job; 7] = [
+    Job::PrepareWal,
+    Job::UploadWal,
+    Job::Freeze,
+    Job::Flush,
+    Job::Publish,
+    Job::Compact,
+    Job::CollectGarbage,
+];
 
 pub(crate) struct Process {
     shared: Arc<Shared>,

@@ -3,6 +3,7 @@
 //! * Bytes that were not synced may be lost or torn by a crash; a name is durable only after `sync_directory`.
 //! * A failed sync is final for the file: what it holds is unknown until it is read again after a restart.
 
+mod direct;
 mod real;
 mod sim;
 
@@ -11,6 +12,9 @@ use std::sync::Arc;
 
 pub use real::RealDisk;
 pub use sim::{DiskFault, SimDisk};
+
+/// What a log file is written in: a multiple of the blocks of every disk and file system in use.
+pub(crate) const LOG_BLOCK: u64 = 4096;
 
 /// A failed disk operation, naming the file.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +38,10 @@ pub trait Disk: Send + Sync + 'static {
     fn create(&self, name: &str) -> Result<Arc<dyn DiskFile>, DiskError>;
     /// An existing file, open for writing and reading.
     fn open(&self, name: &str) -> Result<Arc<dyn DiskFile>, DiskError>;
+    /// An existing file that is written from front to back, in pieces that are synced one by one: a log. Where the file system can, and the
+    /// file is whole blocks of [`LOG_BLOCK`] long, writes go past the page cache. Behind the end of a write, up to the end of its block, the file
+    /// holds zeros afterwards. It is not made longer by writes.
+    fn open_log(&self, name: &str) -> Result<Arc<dyn DiskFile>, DiskError>;
     /// Renames a file, replacing what has the new name. Durable after `sync_directory` of both.
     fn rename(&self, from: &str, to: &str) -> Result<(), DiskError>;
     /// Removes a file; an absent one is fine.

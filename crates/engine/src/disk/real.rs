@@ -5,13 +5,14 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{Advice, FallocateFlags};
+use rustix::fs::{Advice, FallocateFlags, OFlags};
 
-use super::{Disk, DiskError, DiskFile};
+use super::direct::DirectFile;
+use super::{Disk, DiskError, DiskFile, LOG_BLOCK};
 
 const LOCK: &str = "lock";
 
@@ -107,6 +108,21 @@ impl Disk for RealDisk {
     fn open(&self, name: &str) -> Result<Arc<dyn DiskFile>, DiskError> {
         self.open_with(name, &mut OpenOptions::new())
     }
+    fn open_log(&self, name: &str) -> Result<Arc<dyn DiskFile>, DiskError> {
+        let plain = self.open(name)?;
+        if plain.len()? % LOG_BLOCK != 0 {
+            return Ok(plain);
+        }
+        let path = self.path(name);
+        let direct =
+            OpenOptions::new().read(true).write(true).custom_flags(OFlags::DIRECT.bits() as i32).open(&path);
+        match direct {
+            Ok(file) => Ok(Arc::new(DirectFile::new(file, path))),
+            // How a file system says that it has no such thing.
+            Err(e) if e.kind() == io::ErrorKind::InvalidInput => Ok(plain),
+            Err(e) => Err(failed("open", &path, &e)),
+        }
+    }
     fn rename(&self, from: &str, to: &str) -> Result<(), DiskError> {
         let (from, to) = (self.path(from), self.path(to));
         self.make_parents(&to)?;
@@ -147,16 +163,13 @@ impl DiskFile for RealFile {
         self.file.read_exact_at(buffer, offset).map_err(|e| failed("read", &self.path, &e))
     }
     fn sync(&self) -> Result<(), DiskError> {
-        self.file.sync_data().map_err(|e| failed("sync", &self.path, &e))
+        sync(&self.file, &self.path)
     }
     fn len(&self) -> Result<u64, DiskError> {
-        self.file
-            .metadata()
-            .map(|metadata| metadata.len())
-            .map_err(|e| failed("read length of", &self.path, &e))
+        len(&self.file, &self.path)
     }
     fn set_len(&self, bytes: u64) -> Result<(), DiskError> {
-        self.file.set_len(bytes).map_err(|e| failed("cut", &self.path, &e))
+        set_len(&self.file, &self.path, bytes)
     }
     fn allocate(&self, bytes: u64) -> Result<(), DiskError> {
         match rustix::fs::fallocate(&self.file, FallocateFlags::empty(), 0, bytes) {
@@ -177,7 +190,19 @@ impl DiskFile for RealFile {
     }
 }
 
-fn failed(operation: &'static str, path: &Path, error: &io::Error) -> DiskError {
+pub(super) fn sync(file: &File, path: &Path) -> Result<(), DiskError> {
+    file.sync_data().map_err(|e| failed("sync", path, &e))
+}
+
+pub(super) fn len(file: &File, path: &Path) -> Result<u64, DiskError> {
+    file.metadata().map(|metadata| metadata.len()).map_err(|e| failed("read length of", path, &e))
+}
+
+pub(super) fn set_len(file: &File, path: &Path, bytes: u64) -> Result<(), DiskError> {
+    file.set_len(bytes).map_err(|e| failed("cut", path, &e))
+}
+
+pub(super) fn failed(operation: &'static str, path: &Path, error: &io::Error) -> DiskError {
     DiskError {
         operation,
         path: path.display().to_string(),
@@ -223,6 +248,48 @@ mod tests {
         assert!(error.contains("another process uses this data directory"), "{error}");
         drop(first);
         RealDisk::open(directory.path()).unwrap();
+    }
+
+    #[test]
+    fn a_log_file_holds_what_a_plain_file_would() {
+        const LENGTH: usize = 3 << 20;
+        let directory = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let disk = RealDisk::open(directory.path()).unwrap();
+        disk.create("log").unwrap().set_len(LENGTH as u64).unwrap();
+        let mut state = 7_u64;
+        let mut random = |below: usize| {
+            // The middle of a linear congruential generator (Knuth's MMIX).
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) as usize % below.max(1)
+        };
+        let mut expected = vec![0; LENGTH];
+        let mut at = 64;
+        let mut log = disk.open_log("log").unwrap();
+        loop {
+            let most = if random(200) == 0 { 700_000 } else { 9_000 };
+            let bytes: Vec<u8> = (0..=random(most)).map(|_| random(256) as u8).collect();
+            if at + bytes.len() > LENGTH {
+                break;
+            }
+            log.write_at(at as u64, &bytes).unwrap();
+            expected[at..at + bytes.len()].copy_from_slice(&bytes);
+            at += bytes.len();
+            let from = random(at);
+            let mut read = vec![0; random((at - from).min(300_000))];
+            log.read_at(from as u64, &mut read).unwrap();
+            assert_eq!(read, expected[from..from + read.len()]);
+            match random(20) {
+                0 => log = disk.open_log("log").unwrap(),
+                // As a spare that is used again: the first bytes of a file are new, what follows them in the block is gone.
+                1 => at = at.saturating_sub(random(10_000)),
+                _ => {}
+            }
+        }
+        log.sync().unwrap();
+        let mut found = vec![0; LENGTH];
+        disk.open("log").unwrap().read_at(0, &mut found).unwrap();
+        assert!(found[..at] == expected[..at], "the page cache shows what was written past it");
+        assert!(log.read_at(LENGTH as u64 - 10, &mut [0; 20]).is_err(), "the end of the file");
     }
 
     #[test]

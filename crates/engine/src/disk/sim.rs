@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::{Disk, DiskError, DiskFile};
+use super::{Disk, DiskError, DiskFile, LOG_BLOCK};
 
 const SECTOR: usize = 512;
 
@@ -166,7 +166,12 @@ impl SimDisk {
     }
 
     fn file(&self, name: &str, node: u64) -> Arc<dyn DiskFile> {
-        Arc::new(SimFile { disk: self.clone(), name: name.to_owned(), node })
+        Arc::new(SimFile { disk: self.clone(), name: name.to_owned(), node, is_log: false })
+    }
+
+    fn node(&self, name: &str) -> Result<u64, DiskError> {
+        let absent = || DiskError { absent: true, ..refused("open", name, "No such file or directory") };
+        self.enter("open", name)?.names.get(name).copied().ok_or_else(absent)
     }
 }
 
@@ -184,11 +189,11 @@ impl Disk for SimDisk {
         Ok(self.file(name, node))
     }
     fn open(&self, name: &str) -> Result<Arc<dyn DiskFile>, DiskError> {
-        let state = self.enter("open", name)?;
-        match state.names.get(name) {
-            Some(node) => Ok(self.file(name, *node)),
-            None => Err(DiskError { absent: true, ..refused("open", name, "No such file or directory") }),
-        }
+        Ok(self.file(name, self.node(name)?))
+    }
+    fn open_log(&self, name: &str) -> Result<Arc<dyn DiskFile>, DiskError> {
+        let node = self.node(name)?;
+        Ok(Arc::new(SimFile { disk: self.clone(), name: name.to_owned(), node, is_log: true }))
     }
     fn rename(&self, from: &str, to: &str) -> Result<(), DiskError> {
         let mut state = self.change("rename", from)?;
@@ -234,6 +239,8 @@ struct SimFile {
     disk: SimDisk,
     name: String,
     node: u64,
+    /// Written in whole blocks.
+    is_log: bool,
 }
 
 impl DiskFile for SimFile {
@@ -250,6 +257,13 @@ impl DiskFile for SimFile {
             node.resized = true;
         }
         node.bytes[start..end].copy_from_slice(bytes);
+        let (mut start, mut end) = (start, end);
+        if self.is_log {
+            let block = LOG_BLOCK as usize;
+            let whole = end.next_multiple_of(block).min(node.bytes.len());
+            node.bytes[end..whole].fill(0);
+            (start, end) = (start / block * block, whole);
+        }
         node.dirty.extend(start / SECTOR..end.div_ceil(SECTOR));
         Ok(())
     }

@@ -145,6 +145,9 @@ impl Disk for Rotten {
     fn open(&self, name: &str) -> std::result::Result<Arc<dyn DiskFile>, DiskError> {
         self.0.open(name)
     }
+    fn open_log(&self, name: &str) -> std::result::Result<Arc<dyn DiskFile>, DiskError> {
+        self.0.open_log(name)
+    }
     fn rename(&self, from: &str, to: &str) -> std::result::Result<(), DiskError> {
         self.0.rename(from, to)
     }

@@ -23,7 +23,7 @@ pub(crate) use format::FileHeader;
 pub use format::{LoadedSst, Op, Stream};
 use format::{PAYLOAD_BYTES_MAX, RECORD_HEADER};
 pub(crate) use local::{LocalWal, Record, SET_ASIDE};
-use segments::Segments;
+use segments::{Need, Segments};
 pub(crate) use slices::{Chain, Uploader, chain, read_slice};
 use turns::{Leader, Turns};
 
@@ -97,8 +97,8 @@ impl Wal {
         start: WalPosition,
         limits: WalLimits,
     ) -> Result<Self> {
-        let segments = Segments::new(disk, stream.clone(), limits.segment_bytes, start);
-        let allocated = segments.extend(start.0)?;
+        let segments = Segments::new(disk, stream.clone(), limits.segment_bytes, start)?;
+        let allocated = segments.extend(start.0, Need::Later)?;
         Ok(Self {
             stream,
             start,
@@ -137,7 +137,7 @@ impl Wal {
         }
         let bytes = RECORD_HEADER + payload_bytes;
         let mut queue = self.queue_with_room_for(bytes)?;
-        self.make_room(queue.end + bytes as u64)?;
+        self.make_room(queue.end + bytes as u64, Need::Now)?;
         let position = queue.end;
         queue.end += bytes as u64;
         let number = queue.taken + queue.slots.len() as u64;
@@ -173,10 +173,23 @@ impl Wal {
         let result = self.write_group(end, &leader);
         leader.last = result.is_err();
         drop(leader);
-        if result.is_ok() {
-            self.make_room_ahead();
-        }
         result
+    }
+
+    /// Whether the last segment is half full, so that it is time to [`Self::prepare`] the next one.
+    pub fn wants_room(&self) -> bool {
+        self.allocated.load(Ordering::Acquire) < self.wanted()
+    }
+
+    /// Makes the next segment before a commit has to wait for it. `false`: there was no need.
+    pub fn prepare(&self) -> Result<bool> {
+        let wanted = self.wants_room();
+        self.make_room(self.wanted(), Need::Later)?;
+        Ok(wanted)
+    }
+
+    fn wanted(&self) -> u64 {
+        self.durable().0 + self.limits.segment_bytes / 2
     }
 
     /// The end of what is durable.
@@ -246,7 +259,7 @@ impl Wal {
     }
 
     /// Returns once the segment files reach `end`.
-    fn make_room(&self, end: u64) -> Result<()> {
+    fn make_room(&self, end: u64, need: Need) -> Result<()> {
         if self.allocated.load(Ordering::Acquire) >= end {
             return Ok(());
         }
@@ -256,15 +269,7 @@ impl Wal {
             if allocated >= end {
                 return Ok(());
             }
-            self.allocated.store(self.segments.extend(allocated)?, Ordering::Release);
-        }
-    }
-
-    /// Creates the next segment before a commit has to wait for it.
-    fn make_room_ahead(&self) {
-        let ahead = self.durable().0 + self.limits.segment_bytes / 2;
-        if let Err(error) = self.make_room(ahead) {
-            tracing::warn!(%error, "no room for the next wal segment; commits will be refused when this one is full");
+            self.allocated.store(self.segments.extend(allocated, need)?, Ordering::Release);
         }
     }
 

@@ -3,6 +3,9 @@
 //! * A position maps to a file and an offset by arithmetic; records may run across files.
 //! * A file's space is allocated, its header and its name are durable, before a byte of the stream is meant for it. So
 //!   a full disk is found out while a commit can still be refused cleanly.
+//! * A sync is twice as fast where all blocks of a file were written before (docs/performance.md): else the file system must note each time
+//!   that they are now. So files that are not needed any more are kept as spares, and others are filled with zeros beforehand, if there is time.
+//!   What a spare still holds passes for nothing: checksums of records cover epoch and position.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -16,6 +19,22 @@ use crate::{Disk, DiskError, DiskFile, Epoch, WalPosition};
 /// Where segment files are.
 pub(crate) const DIRECTORY: &str = "wal";
 
+/// How names of spares begin.
+const SPARE: &str = "wal/spare-";
+/// Spares that are kept: what one flush of a memtable frees at once.
+const SPARES_MAX: usize = 4;
+/// Zeros that are written at a time.
+const ZEROS_BYTES: usize = 1 << 20;
+
+/// When a new segment is needed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// A commit waits for it.
+    Now,
+    /// There is time to write it once.
+    Later,
+}
+
 /// The segment files of the wal being written.
 pub(crate) struct Segments {
     disk: Arc<dyn Disk>,
@@ -23,43 +42,84 @@ pub(crate) struct Segments {
     segment_bytes: u64,
     start: u64,
     files: Mutex<BTreeMap<u64, Arc<dyn DiskFile>>>,
+    spares: Mutex<Vec<String>>,
 }
 
 impl Segments {
-    /// No file yet; the first one will start at `start`.
-    pub(crate) fn new(disk: Arc<dyn Disk>, stream: Stream, segment_bytes: u64, start: WalPosition) -> Self {
-        Self { disk, stream, segment_bytes, start: start.0, files: Mutex::default() }
+    /// No file yet; the first one will start at `start`. Spares of an earlier run are taken over.
+    pub(crate) fn new(
+        disk: Arc<dyn Disk>,
+        stream: Stream,
+        segment_bytes: u64,
+        start: WalPosition,
+    ) -> Result<Self, DiskError> {
+        let mut spares = Vec::new();
+        for name in disk.list(DIRECTORY)?.into_iter().filter(|name| name.starts_with(SPARE)) {
+            let fits = disk.open(&name)?.len()? == file_bytes(segment_bytes);
+            if fits && spares.len() < SPARES_MAX {
+                spares.push(name);
+            } else {
+                disk.remove(&name)?;
+            }
+        }
+        let (files, spares) = (Mutex::default(), Mutex::new(spares));
+        Ok(Self { disk, stream, segment_bytes, start: start.0, files, spares })
     }
 
     /// Adds the segment that starts at `first`, where the last one ends, and returns its end. On an error there is no
     /// such file, or one that holds nothing.
-    pub(crate) fn extend(&self, first: u64) -> Result<u64, DiskError> {
+    pub(crate) fn extend(&self, first: u64, need: Need) -> Result<u64, DiskError> {
         assert_eq!((first - self.start) % self.segment_bytes, 0, "segments lie edge to edge");
         let name = file_name(self.stream.epoch, first);
-        let made = self.make(&name, first);
+        let spare = self.spares.lock().pop();
+        let made = match &spare {
+            Some(spare) => self.reuse(spare, &name, first),
+            None => self.make(&name, first, need),
+        };
         match made {
             Ok(file) => {
                 self.files.lock().insert(first, file);
                 Ok(first + self.segment_bytes)
             }
             Err(error) => {
-                // Gives the space back; what can't be removed now is removed by the next try.
-                if let Err(error) = self.disk.remove(&name) {
-                    tracing::debug!(%error, "half a wal segment stays behind, empty");
+                // Gives the space back; what can't be removed now is removed by the next try, or start.
+                for name in spare.iter().chain([&name]) {
+                    if let Err(error) = self.disk.remove(name) {
+                        tracing::debug!(%error, "half a wal segment stays behind, empty");
+                    }
                 }
                 Err(error)
             }
         }
     }
 
-    fn make(&self, name: &str, first: u64) -> Result<Arc<dyn DiskFile>, DiskError> {
+    fn reuse(&self, spare: &str, name: &str, first: u64) -> Result<Arc<dyn DiskFile>, DiskError> {
+        self.finish(&*self.disk.open_log(spare)?, first)?;
+        self.disk.rename(spare, name)?;
+        self.disk.sync_directory(DIRECTORY)?;
+        self.disk.open_log(name)
+    }
+
+    fn make(&self, name: &str, first: u64, need: Need) -> Result<Arc<dyn DiskFile>, DiskError> {
         self.disk.remove(name)?;
-        let file = self.disk.create(name)?;
-        file.write_at(0, &self.stream.segment_header(WalPosition(first), self.segment_bytes))?;
-        file.allocate(FILE_HEADER as u64 + self.segment_bytes)?;
-        file.sync()?;
+        let length = file_bytes(self.segment_bytes);
+        self.disk.create(name)?.allocate(length)?;
+        let file = self.disk.open_log(name)?;
+        if need == Need::Later {
+            let zeros = vec![0; ZEROS_BYTES.min(length as usize)];
+            for at in (0..length).step_by(ZEROS_BYTES) {
+                file.write_at(at, &zeros[..zeros.len().min((length - at) as usize)])?;
+            }
+        }
+        self.finish(&*file, first)?;
         self.disk.sync_directory(DIRECTORY)?;
         Ok(file)
+    }
+
+    /// The header makes a segment of a file.
+    fn finish(&self, file: &dyn DiskFile, first: u64) -> Result<(), DiskError> {
+        file.write_at(0, &self.stream.segment_header(WalPosition(first), self.segment_bytes))?;
+        file.sync()
     }
 
     /// Writes `bytes` at `position` and notes in `touched` which files need a sync.
@@ -96,13 +156,22 @@ impl Segments {
         Ok(bytes)
     }
 
-    /// Removes the files that lie wholly below `position`, the oldest first, and returns how many.
+    /// Removes the files that lie wholly below `position`, the oldest first, and returns how many. Some become spares.
     pub(crate) fn trim(&self, position: u64) -> Result<usize, DiskError> {
         let mut removed = 0;
         loop {
             let oldest = self.files.lock().first_key_value().map(|(first, _)| *first);
             let Some(first) = oldest.filter(|first| first + self.segment_bytes <= position) else { break };
-            self.disk.remove(&file_name(self.stream.epoch, first))?;
+            let name = file_name(self.stream.epoch, first);
+            let mut spares = self.spares.lock();
+            if spares.len() < SPARES_MAX {
+                let spare = format!("{SPARE}{first:016x}");
+                self.disk.rename(&name, &spare)?;
+                spares.push(spare);
+            } else {
+                self.disk.remove(&name)?;
+            }
+            drop(spares);
             self.files.lock().remove(&first);
             removed += 1;
         }
@@ -110,6 +179,12 @@ impl Segments {
             self.disk.sync_directory(DIRECTORY)?;
         }
         Ok(removed)
+    }
+
+    /// How many spares there are.
+    #[cfg(test)]
+    pub(super) fn spares(&self) -> usize {
+        self.spares.lock().len()
     }
 
     fn file(&self, first: u64) -> Arc<dyn DiskFile> {
@@ -131,6 +206,11 @@ impl Segments {
             Some(piece)
         })
     }
+}
+
+/// How long the file of a segment is.
+fn file_bytes(segment_bytes: u64) -> u64 {
+    FILE_HEADER as u64 + segment_bytes
 }
 
 /// The name of the segment of `epoch` that starts at `first`.

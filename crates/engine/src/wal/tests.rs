@@ -100,6 +100,57 @@ fn a_crash_loses_nothing_that_was_synced_and_tears_nothing() {
 }
 
 #[test]
+fn a_crash_loses_nothing_where_segments_that_were_trimmed_are_used_again() {
+    let mut reused = 0;
+    for seed in 0..600 {
+        let disk = SimDisk::new(seed);
+        disk.arm(DiskFault::StopAt(20 + seed % 211));
+        // Some files are less than a block long, some have several.
+        let segment_bytes = if seed % 2 == 0 { 512 } else { 3 * 4096 - 64 };
+        let limits = WalLimits { segment_bytes, ..small() };
+        let mut ends = vec![START];
+        let (mut synced, mut trimmed) = (0, 0);
+        if let Ok(wal) = Wal::create(Arc::new(disk.clone()), Stream::new(BRANCH, EPOCH), START, limits) {
+            for group in 0.. {
+                let added = (0..=(seed + group) % 4).try_for_each(|_| {
+                    let seqno = ends.len() as u64;
+                    ends.push(add(&wal, seqno, &value(seqno))?);
+                    Ok::<_, Error>(())
+                });
+                let end = *ends.last().expect("it starts with one");
+                if added.and_then(|()| wal.sync_to(end)).is_err() {
+                    break;
+                }
+                synced = ends.len() - 1;
+                if (seed + group) % 3 == 0 {
+                    trimmed = synced - group as usize % 2;
+                    let spares = wal.segments.spares();
+                    let done = wal.segments.trim(ends[trimmed].0).is_ok() && wal.prepare().is_ok();
+                    reused += usize::from(done && wal.segments.spares() < spares);
+                    if !done {
+                        break;
+                    }
+                }
+            }
+        }
+        let disk = if seed % 3 == 0 { disk.kill() } else { disk.crash() };
+        let (found, _) = read(&disk, ends[trimmed]).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+        let expected: Vec<u64> = (trimmed as u64 + 1..).take(found.len()).collect();
+        assert_eq!(found, expected, "seed {seed}: what comes next");
+        assert!(trimmed + found.len() >= synced, "seed {seed}: {} found of {synced}", trimmed + found.len());
+        assert!(trimmed + found.len() < ends.len(), "seed {seed}: a record of an earlier use of the file");
+        // The next run takes over the spares that fit.
+        let next = WalPosition(1 << 40);
+        let stream = Stream::new(BRANCH, Epoch(3));
+        let wal = Wal::create(Arc::new(disk.clone()), stream, next, limits).unwrap();
+        let end = add(&wal, 1, &value(1)).unwrap();
+        wal.sync_to(end).unwrap();
+        assert!(wal.segments.spares() <= 4, "seed {seed}");
+    }
+    assert!(reused > 100, "{reused} spares were used");
+}
+
+#[test]
 fn damage_before_the_tail_is_an_error_that_names_the_file() {
     let disk = SimDisk::new(1);
     let wal = create(&disk).unwrap();
