@@ -46,8 +46,7 @@ pub(crate) fn pressure(debt: &Debt, shape: &Shape) -> Pressure {
         return Pressure::Full;
     }
     let base = shape.level_base_bytes as f64;
-    let stop = shape.l0_runs_stop as f64;
-    let strain = strain(debt.l0_runs as f64, (shape.l0_runs as f64 * 2.0).min(stop / 2.0), stop)
+    let strain = strain(debt.l0_runs as f64, l0_runs_felt(shape) as f64, shape.l0_runs_stop as f64)
         .max(strain(debt.compaction_bytes as f64, DEBT_BASES.0 * base, DEBT_BASES.1 * base))
         .max(strain(
             debt.frozen_memtables as f64,
@@ -62,10 +61,15 @@ pub(crate) fn pressure(debt: &Debt, shape: &Shape) -> Pressure {
     }
 }
 
-/// Whether merges have to wait. Until the bucket answers their outputs only add to what waits for it; so beyond half of the limit the rest
-/// is left to writers, unless so many runs are in L0 that these would stop first.
+/// Whether merges have to wait. Until the bucket answers, what they write adds to what waits for it, as far as their inputs are there already;
+/// so beyond half of the limit the rest is left to writers, unless these would feel the runs in L0 before they meet the limit.
 pub(crate) fn pauses_merges(debt: &Debt, shape: &Shape) -> bool {
-    debt.unuploaded_bytes > debt.unuploaded_bytes_max / 2 && debt.l0_runs < shape.l0_runs_stop / 2
+    debt.unuploaded_bytes > debt.unuploaded_bytes_max / 2 && debt.l0_runs < l0_runs_felt(shape)
+}
+
+/// Runs in L0 beyond which writers are slowed.
+fn l0_runs_felt(shape: &Shape) -> usize {
+    (shape.l0_runs * 2).min(shape.l0_runs_stop / 2)
 }
 
 /// How long a writer of `bytes` waits under `pressure` if it is alone.
@@ -110,14 +114,14 @@ mod tests {
     }
 
     #[test]
-    fn merges_pause_beyond_half_of_the_upload_limit_unless_writers_would_wait_for_them() {
+    fn merges_pause_beyond_half_of_the_upload_limit_unless_writers_would_feel_it() {
         let paused = |l0_runs, unuploaded_bytes| {
             let debt = Debt { l0_runs, unuploaded_bytes, unuploaded_bytes_max: 10, ..Debt::default() };
             pauses_merges(&debt, &Shape::default())
         };
         assert!(!paused(4, 5));
-        assert!(paused(4, 6) && paused(11, 10));
-        assert!(!paused(12, 10));
+        assert!(paused(4, 6) && paused(7, 10));
+        assert!(!paused(8, 10));
     }
 
     #[test]
