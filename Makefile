@@ -61,6 +61,14 @@ bench-sysbench: build ## sysbench on ours and on InnoDB in turn, three rounds, t
 bench-micro: ## Single steps of the engine, in nanoseconds
 	@cargo run --release -q -p bench --bin bench-micro -- $(ARGS)
 
+.PHONY: bench-requests
+bench-requests: ## What the bucket is asked for when rows are written, counted on the engine alone
+	@cargo run --release -q -p bench --bin bench-requests -- $(ARGS)
+
+.PHONY: soak-writes
+soak-writes: ## A write storm of MINUTES=30 on the engine alone, its commit latency by the second as table and picture
+	@cargo run --release -q -p bench --bin soak-writes -- $(if $(MINUTES),--minutes=$(MINUTES)) $(ARGS)
+
 .PHONY: bench-peers
 bench-peers: ## The same steps beside BTreeMap, crossbeam-skiplist, fjall and RocksDB
 	@tools/bench-peers
