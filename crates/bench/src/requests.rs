@@ -22,6 +22,9 @@ struct Arguments {
     /// How fast rows come
     #[arg(long, default_value_t = 20.0)]
     megabytes_a_second: f64,
+    /// MiB up to which a level takes what leaves L0 directly; the engine's own choice without it
+    #[arg(long)]
+    level_base_mib: Option<u64>,
 }
 
 const TREE: TreeId = TreeId(70);
@@ -34,7 +37,10 @@ const GIB: f64 = (1_u64 << 30) as f64;
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let memory = Arc::new(MemoryBucket::new());
-    let settings = Settings { background: Background::Manual, ..Settings::default() };
+    let mut settings = Settings { background: Background::Manual, ..Settings::default() };
+    if let Some(mib) = arguments.level_base_mib {
+        settings.shape.level_base_bytes = mib << 20;
+    }
     let parts = Parts {
         bucket: memory,
         disk: Arc::new(SimDisk::new(1)),
@@ -45,8 +51,19 @@ fn main() -> Result<()> {
     let rows = (arguments.gib * GIB / ROW_BYTES as f64) as u64;
     let room = Room { engine, slice_bytes: (arguments.megabytes_a_second * 1e6 * UPLOAD_SECONDS) as u64 };
     println!(
-        "{:<34}{:>8}{:>8}{:>8}{:>8}{:>8}{:>8}{:>8}{:>10}{:>10}",
-        "for each GiB", "PUT", "slices", "ssts", "edits", "GET+", "LIST", "DELETE", "bytes ×", "B a row"
+        "{:<34}{:>8}{:>8}{:>8}{:>8}{:>8}{:>8}{:>8}{:>9}{:>9}{:>9}{:>9}",
+        "for each GiB",
+        "PUT",
+        "slices",
+        "ssts",
+        "edits",
+        "GET+",
+        "LIST",
+        "DELETE",
+        "bytes ×",
+        "flush ×",
+        "merge ×",
+        "B a row"
     );
     // Ascending keys in as many streams as there are writers.
     room.measure("load, ascending in 4 streams", rows, rows, |n| {
@@ -88,8 +105,10 @@ impl Room {
         for (now, then) in asked.iter().zip(before).take(7) {
             print!("{:>8.0}", (now - then) as f64 / gib);
         }
-        let bytes = (asked[7] - before[7]) as f64 / (writes * ROW_BYTES) as f64;
-        println!("{bytes:>10.2}{:>10.0}", self.count("sst_bytes") as f64 / rows as f64);
+        for (now, then) in asked.iter().zip(before).skip(7) {
+            print!("{:>9.2}", (now - then) as f64 / (writes * ROW_BYTES) as f64);
+        }
+        println!("{:>9.0}", self.count("sst_bytes") as f64 / rows as f64);
         Ok(())
     }
 
@@ -105,7 +124,7 @@ impl Room {
         self.engine.status().get(name).unwrap_or(0)
     }
 
-    fn counts(&self) -> [u64; 8] {
+    fn counts(&self) -> [u64; 10] {
         [
             self.count("bucket_put_requests"),
             self.count("wal_slices_uploaded"),
@@ -115,6 +134,8 @@ impl Room {
             self.count("bucket_list_requests"),
             self.count("bucket_delete_requests"),
             self.count("bucket_put_bytes"),
+            self.count("flushed_bytes"),
+            self.count("compacted_bytes_written"),
         ]
     }
 }
