@@ -172,6 +172,16 @@ impl Cursor {
         self.settle_forward()
     }
 
+    /// Passes at most `most` entries, and says how many: if fewer, there were no more and it stands on nothing.
+    pub fn skip(&mut self, txn: &mut Txn, most: u64) -> Result<u64> {
+        for passed in 0..most {
+            if !self.next(txn)? {
+                return Ok(passed);
+            }
+        }
+        Ok(most)
+    }
+
     /// To the previous entry. Not allowed while it stands on nothing.
     pub fn prev(&mut self, txn: &mut Txn) -> Result<bool> {
         let found = self.prev_within(txn)?;

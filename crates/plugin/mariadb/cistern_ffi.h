@@ -140,6 +140,7 @@ int cistern_first(cistern_cursor *cursor, cistern_session *session, uint8_t *rec
 int cistern_last(cistern_cursor *cursor, cistern_session *session, uint8_t *record);
 int cistern_next(cistern_cursor *cursor, cistern_session *session, uint8_t *record);
 int cistern_prev(cistern_cursor *cursor, cistern_session *session, uint8_t *record);
+int cistern_count(cistern_cursor *cursor, cistern_session *session, uint64_t *rows); /* not 0: the rows must be read to be counted */
 int cistern_next_same(cistern_cursor *cursor, cistern_session *session, cistern_bytes tuple, uint8_t *record);
 int cistern_read_position(cistern_cursor *cursor, cistern_session *session, const uint8_t *position, uint8_t *record);
 void cistern_position(const cistern_cursor *cursor, uint8_t *position);

@@ -426,7 +426,7 @@ ulonglong ha_cistern::table_flags() const
 {
   return HA_REC_NOT_IN_SEQ | HA_NULL_IN_KEY | HA_CAN_INDEX_BLOBS | HA_BINLOG_ROW_CAPABLE | HA_BINLOG_STMT_CAPABLE | HA_TABLE_SCAN_ON_INDEX | HA_CAN_SQL_HANDLER |
          HA_CAN_VIRTUAL_COLUMNS | HA_CAN_GEOMETRY | HA_CAN_TABLES_WITHOUT_ROLLBACK | HA_PARTIAL_COLUMN_READ | HA_PRIMARY_KEY_IN_READ_INDEX | HA_DUPLICATE_POS |
-         HA_ONLINE_ANALYZE | HA_CAN_ONLINE_BACKUPS | HA_CONCURRENT_OPTIMIZE | HA_CRASH_SAFE;
+         HA_ONLINE_ANALYZE | HA_CAN_ONLINE_BACKUPS | HA_CONCURRENT_OPTIMIZE | HA_CRASH_SAFE | HA_HAS_RECORDS;
 }
 
 ulong ha_cistern::index_flags(uint index, uint, bool) const
@@ -731,6 +731,14 @@ ha_rows ha_cistern::multi_range_read_info(uint index, uint ranges, uint keys, ui
   if (lock)
     *mode|= HA_MRR_USE_DEFAULT_IMPL;
   return mrr.dsmrr_info(index, ranges, keys, parts, buffer, mode, cost);
+}
+
+/* COUNT(*) of all rows. EXPLAIN asks too, and must not take as long as the statement. */
+ha_rows ha_cistern::records()
+{
+  uint64_t rows;
+  cistern_cursor_lock(cursor, lock);
+  return table->in_use->lex->describe || cistern_count(cursor, session(), &rows) ? HA_POS_ERROR : rows;
 }
 
 ha_rows ha_cistern::records_in_range(uint index, const key_range *low, const key_range *high, page_range *)

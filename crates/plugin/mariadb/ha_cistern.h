@@ -89,6 +89,7 @@ public:
   void column_bitmaps_signal() override;
   Item *idx_cond_push(uint index, Item *condition) override;
   void cancel_pushed_idx_cond() override;
+  ha_rows records() override;
   ha_rows records_in_range(uint index, const key_range *low, const key_range *high, page_range *pages) override;
 
   int info(uint flag) override;

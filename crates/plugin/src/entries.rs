@@ -742,6 +742,22 @@ unsafe extern "C" fn cistern_next(
     unsafe { step(cursor, session, record, codes::END_OF_FILE, RowCursor::next) }
 }
 
+/// How many rows there are. Not 0: that can't be told without reading them, or something fails that a scan will meet too.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cistern_count(
+    cursor: *mut CursorHandle,
+    session: *mut SessionHandle,
+    rows: *mut u64,
+) -> c_int {
+    guard_found(codes::WRONG_COMMAND, || {
+        // SAFETY: handles, and a place for the number.
+        let (handle, session, rows) = unsafe { (&mut *cursor, session_mut(session)?, &mut *rows) };
+        let counted = handle.cursor.count(&mut session.session)?;
+        *rows = counted.unwrap_or(0);
+        Ok(counted.is_some())
+    })
+}
+
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cistern_prev(
     cursor: *mut CursorHandle,

@@ -88,6 +88,9 @@ pub enum Verdict {
     Killed,
 }
 
+/// Entries that are counted before somebody is asked whether the statement was killed.
+const COUNTED_AT_A_TIME: u64 = 10_000;
+
 /// A part of a statement's WHERE that entries of one index can answer. Gets a record in which the columns that the entry gives back stand.
 pub type Condition = Box<dyn FnMut(&mut [u8]) -> Verdict + Send>;
 
@@ -455,6 +458,35 @@ impl RowCursor {
             }
         };
         self.settle(session, found, false, None, record)
+    }
+    /// How many rows there are (records), without reading them: entries of the smallest index are counted. `None`: each row has to be locked,
+    /// so it must be read. Ends what was started.
+    pub fn count(&mut self, session: &mut Session) -> Result<Option<u64>> {
+        if self.lock != RowLock::None {
+            return Ok(None);
+        }
+        self.start(self.table.smallest_index())?;
+        let counted = self.count_entries(session);
+        self.stop();
+        counted.map(Some)
+    }
+
+    fn count_entries(&mut self, session: &mut Session) -> Result<u64> {
+        self.open(session)?;
+        let mut rows = u64::from(self.engine.seek_first(&mut session.txn)?);
+        if rows > 0 {
+            loop {
+                let passed = self.engine.skip(&mut session.txn, COUNTED_AT_A_TIME)?;
+                rows += passed;
+                if passed < COUNTED_AT_A_TIME {
+                    break;
+                }
+                if session.is_interrupted() {
+                    return Err(killed());
+                }
+            }
+        }
+        Ok(rows)
     }
     /// index_prev; the first one after `start` reads the last row.
     pub fn prev(&mut self, session: &mut Session, record: &mut [u8]) -> Result<bool> {

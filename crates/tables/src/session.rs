@@ -277,6 +277,11 @@ impl Session {
         !self.repeatable
     }
 
+    /// Whether the statement was killed.
+    pub(crate) fn is_interrupted(&self) -> bool {
+        (self.interrupted)()
+    }
+
     pub(crate) fn lock(&mut self, tree: TreeId, key: &[u8], mode: LockMode) -> Result<Granted> {
         let wait = LockWait { timeout: self.lock_timeout, interrupted: &*self.interrupted };
         Ok(self.txn.lock(tree, key, mode, &wait)?)

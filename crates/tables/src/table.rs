@@ -362,6 +362,15 @@ impl Table {
         Ok(())
     }
 
+    /// The secondary index with the fewest bytes of entries; `None`: the rows have fewer.
+    pub(crate) fn smallest_index(&self) -> Option<usize> {
+        let bytes = |tree| self.store.engine().estimate(tree, Bound::Unbounded, Bound::Unbounded).bytes;
+        let secondary =
+            (0..self.layout.indexes.len()).filter(|index| self.layout.descriptor.primary != Some(*index));
+        let (least, index) = secondary.map(|index| (bytes(self.state.index_tree(index)), index)).min()?;
+        (least < bytes(self.state.primary_tree())).then_some(index)
+    }
+
     fn fill_counters(&self) -> Result<()> {
         let mut txn = self.store.engine().begin();
         let mut cursor = Cursor::new(self.store.engine());

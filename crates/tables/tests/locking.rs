@@ -123,6 +123,22 @@ fn in_repeatable_read_a_row_that_changed_since_the_snapshot_is_a_conflict() {
 }
 
 #[test]
+fn rows_are_counted_as_the_reader_sees_them_and_not_at_all_where_they_must_be_locked() {
+    let ((mut a, mut sa), (mut b, mut sb)) = pair();
+    begin(&mut [&mut sa, &mut sb], true);
+    assert_eq!(b.cursor.count(&mut sb).unwrap(), Some(3));
+    a.insert(&mut sa, &row(4, None, 0)).unwrap();
+    a.insert(&mut sa, &row(5, None, 0)).unwrap();
+    assert_eq!((a.cursor.count(&mut sa).unwrap(), b.cursor.count(&mut sb).unwrap()), (Some(5), Some(3)));
+    sa.commit().unwrap();
+    assert_eq!(b.cursor.count(&mut sb).unwrap(), Some(3), "the snapshot stays");
+    sb.rollback();
+    assert_eq!(b.cursor.count(&mut sb).unwrap(), Some(5));
+    b.cursor.set_lock(RowLock::Shared);
+    assert_eq!(b.cursor.count(&mut sb).unwrap(), None);
+}
+
+#[test]
 fn in_read_committed_each_statement_sees_what_was_committed_before_it() {
     let ((mut a, mut sa), (mut b, mut sb)) = pair();
     begin(&mut [&mut sa, &mut sb], false);

@@ -299,6 +299,8 @@ impl Run {
 
     fn compare_everything(&mut self) {
         let shape = self.t.shape.clone();
+        let rows = self.model.sorted(&shape, None).len() as u64;
+        assert_eq!(self.t.cursor.count(&mut self.session).unwrap(), Some(rows), "counted without reading");
         for key in std::iter::once(None).chain((0..shape.keys.len()).map(Some)) {
             let mut expected: Vec<Vec<V>> =
                 self.model.sorted(&shape, key).into_iter().map(|row| row.1).collect();
