@@ -79,7 +79,9 @@ impl Objects {
                     ["removes", "sst", id] => {
                         assert!(ssts.remove(id), "{object} removes {id}, which is not there")
                     }
-                    ["level", _, "sst", id, ..] | ["adds", "to", "level", _, "sst", id, ..] => {
+                    ["level", _, "sst", id, ..]
+                    | ["adds", "to", "level", _, "sst", id, ..]
+                    | ["adds", "to", "level", _, _, "runs", "older:", "sst", id, ..] => {
                         assert!(ssts.insert(id.trim_end_matches(',').to_owned()), "{object} adds {id} twice");
                     }
                     _ => (),
