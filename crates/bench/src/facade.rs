@@ -28,6 +28,7 @@ fn main() -> Result<()> {
     match wanted.as_deref() {
         Some("synced") => return [1, 8, 64].into_iter().try_for_each(synced),
         Some("load") => return load(),
+        Some("bulk") => return bulk(),
         _ => (),
     }
     let settings = Settings {
@@ -207,6 +208,72 @@ fn scattered_value(n: u64) -> [u8; 200] {
         bytes.copy_from_slice(&key(n * 25 + word as u64)[4..]);
     }
     value
+}
+
+/// The rows of `load`, in order, straight to ssts, while somebody else commits a row now and then.
+fn bulk() -> Result<()> {
+    const LOADED: u64 = 10_000_000;
+    let root = std::path::Path::new("target").join(format!("bench-bulk-{}", std::process::id()));
+    std::fs::create_dir_all(root.join("bucket")).expect("target/ can be written");
+    let parts = Parts {
+        bucket: Arc::new(bucket::DirectoryBucket::open(&root.join("bucket"))?),
+        disk: Arc::new(RealDisk::open(root.join("data"))?),
+        clock: Arc::new(SystemClock::default()),
+        seed: 1,
+    };
+    let engine = Engine::open(parts, Settings::default())?;
+    let clock = SystemClock::default();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let small_commits = |until: &dyn Fn(usize) -> bool| {
+        let mut took = Vec::new();
+        while !until(took.len()) {
+            let mut txn = engine.begin();
+            txn.put(TREE, &key(took.len() as u64), &VALUE)?;
+            let start = clock.now();
+            txn.commit()?;
+            took.push(clock.now() - start);
+            clock.sleep(Duration::from_millis(2));
+        }
+        took.sort();
+        let at = |share: f64| took[(share * (took.len() - 1) as f64) as usize];
+        Ok::<_, engine::Error>(format!(
+            "median {:.1?}, 99 % {:.1?}, slowest {:.1?}",
+            at(0.5),
+            at(0.99),
+            at(1.0)
+        ))
+    };
+    println!("a row committed alone: {}", small_commits(&|commits| commits == 1000)?);
+    let tree = engine.allocate_tree();
+    let start = clock.now();
+    std::thread::scope(|scope| {
+        let small = scope.spawn(|| small_commits(&|_| done.load(std::sync::atomic::Ordering::Relaxed)));
+        let mut load = engine.load(tree)?;
+        for n in 0..LOADED {
+            load.put(&n.to_be_bytes(), &scattered_value(n))?;
+        }
+        let put = clock.now() - start;
+        let mut txn = engine.begin();
+        txn.add_loaded(load.finish()?)?;
+        txn.commit()?;
+        let took = clock.now() - start;
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        let user = (LOADED * 208) as f64;
+        println!(
+            "{:.0} MB a second ({took:.1?}, the last row taken after {put:.1?})",
+            user / took.as_secs_f64() / 1e6
+        );
+        println!("a row committed meanwhile: {}", small.join().expect("a writer does not panic")?);
+        let count = |name: &str| engine.status().get(name).unwrap_or(0) as f64;
+        println!("in ssts: {:.2} of the user's bytes", count("loaded_bytes") / user);
+        println!("put to the bucket: {:.2} times that", count("bucket_put_bytes") / count("loaded_bytes"));
+        println!("requests: {:.0} a GiB", count("bucket_put_requests") / user * (1u64 << 30) as f64);
+        Ok::<_, engine::Error>(())
+    })?;
+    engine.close()?;
+    drop(engine);
+    std::fs::remove_dir_all(root).expect("what was made here can be removed");
+    Ok(())
 }
 
 /// 1 GiB of scattered rows by four threads: how fast, how evenly, and what the bucket is asked for.

@@ -9,8 +9,8 @@
 //! * A commit that fails after it got its place fails the engine: nobody knows what a restart will find.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 
 use arc_swap::{ArcSwap, Guard};
 use parking_lot::{Mutex, MutexGuard};
@@ -21,7 +21,7 @@ use crate::version::{Run, SstMeta, Version};
 use crate::view::View;
 use crate::wal::{Op, Wal};
 use crate::writeset::WriteSet;
-use crate::{Error, Kind, OpKind, Result, Seqno, TreeId, WalPosition};
+use crate::{Error, Kind, OpKind, Result, Seqno, SstId, TreeId, WalPosition};
 
 /// The engine's own tree.
 const OWN_TREE: TreeId = TreeId(0);
@@ -58,6 +58,8 @@ struct Turn {
     active: Arc<Table>,
     /// Oldest first.
     frozen: VecDeque<Arc<Table>>,
+    /// The loaded runs of views that may still be read. (Those of versions are watched where ssts are deleted.)
+    loaded_runs: Vec<Weak<[Arc<SstMeta>]>>,
     closed: Option<(Kind, String)>,
 }
 
@@ -143,7 +145,14 @@ impl Commits {
         recorded_tree: TreeId,
     ) -> Self {
         let active = tables.pop_back().expect("a replay leaves a memtable that takes writes");
-        let turn = Turn { last_seqno: last, recorded_tree, active, frozen: tables, closed: None };
+        let mut turn = Turn {
+            last_seqno: last,
+            recorded_tree,
+            active,
+            frozen: tables,
+            loaded_runs: Vec::new(),
+            closed: None,
+        };
         let view = View {
             active: Arc::clone(&turn.active.memtable),
             frozen: turn.frozen.iter().rev().map(|table| Arc::clone(&table.memtable)).collect(),
@@ -231,7 +240,8 @@ impl Commits {
             // find that they are not wanted.
             loads.loaded.iter_mut().for_each(Loaded::keep);
             loads.ssts().for_each(|sst| table.load(sst.committed_at(seqno)));
-            self.change_view_in_turn(|view| view.loaded = turn.loaded());
+            let run = turn.loaded();
+            self.change_view_in_turn(|view| view.loaded = run);
         }
         drop(turn);
 
@@ -281,9 +291,11 @@ impl Commits {
         Ok(true)
     }
 
-    /// Ssts that the wal names and the version does not hold yet.
-    pub(crate) fn loaded(&self) -> Run {
-        Arc::clone(&self.view.load().loaded)
+    /// Ssts of loads that readers find beside the memtables: those that only the wal names, and those that views of before their
+    /// flush still show.
+    pub(crate) fn loaded(&self) -> BTreeSet<SstId> {
+        let runs: Vec<Run> = self.turn.lock().loaded_runs.iter().filter_map(Weak::upgrade).collect();
+        runs.iter().flat_map(|run| run.iter()).map(|sst| sst.id).collect()
     }
 
     pub(crate) fn oldest_frozen(&self) -> Option<Arc<Table>> {
@@ -354,12 +366,17 @@ impl Turn {
         tables.flat_map(|table| table.drops()).map(|(tree, _)| tree).collect()
     }
 
-    /// Ssts that were committed beside these memtables. They do not overlap, or `check` would not have let them.
-    fn loaded(&self) -> Run {
+    /// Ssts that were committed beside these memtables, for a view. They do not overlap, or `check` would not have let them.
+    fn loaded(&mut self) -> Run {
         let tables = self.frozen.iter().chain([&self.active]);
         let mut ssts: Vec<_> = tables.flat_map(|table| table.loads()).collect();
         ssts.sort_by(|a, b| a.first_key.cmp(&b.first_key));
-        ssts.into()
+        let run: Run = ssts.into();
+        self.loaded_runs.retain(|run| run.strong_count() > 0);
+        if !run.is_empty() {
+            self.loaded_runs.push(Arc::downgrade(&run));
+        }
+        run
     }
 
     /// Whether no memtable, and no load that waits for its flush, holds anything of the trees of `loads`.

@@ -827,16 +827,15 @@ impl Engine {
         self.forget_unsent();
         let manifest = self.manifest.lock();
         let published = &manifest.manifest().version;
-        let mut dead = self.tree.dead(published);
         // Before the tree is asked: they go from here to there.
         let loaded = self.commits.loaded();
+        let mut dead = self.tree.dead(published);
         let sweeping = !self.swept.load(Ordering::Relaxed);
         if sweeping {
             let listing = self.bucket.list(&self.names.ssts())?;
-            let mut held = self.tree.held(published);
-            held.extend(loaded.iter().map(|sst| sst.id));
-            dead.extend(gc::orphans(&listing, &held, self.fence.epoch()));
+            dead.extend(gc::orphans(&listing, &self.tree.held(published), self.fence.epoch()));
         }
+        dead.retain(|id| !loaded.contains(id));
         gc::delete(&*self.bucket, &self.names, &dead, || self.fence.check())?;
         self.swept.store(true, Ordering::Relaxed);
         dead.iter().for_each(|id| self.store.forget(*id));

@@ -14,7 +14,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 
 use crate::engine::{Background, Engine, Job};
@@ -22,7 +21,7 @@ use crate::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
 use crate::points::{self, Point};
 use crate::sst::{Compression, SstBuilder, SstOptions};
 use crate::version::SstMeta;
-use crate::{Error, Kind, OpKind, Result, Seqno, SstId, TreeId, full_key};
+use crate::{Error, Kind, OpKind, Result, Seqno, TreeId, full_key};
 
 /// Rows that go to the builder at once.
 const BATCH_BYTES: usize = 256 << 10;
@@ -30,6 +29,8 @@ const BATCH_BYTES: usize = 256 << 10;
 const BATCHES_MAX: usize = 16;
 /// Ssts of one load on their way to the bucket.
 const UPLOADS_MAX: usize = 3;
+/// A load leaves copies of what it wrote in at most this part of the local cache, so that it does not push out all that is read.
+const COPIED_SHARE: u64 = 4;
 /// How long one sst is sent again and again before the load fails.
 const PATIENCE: Duration = Duration::from_secs(600);
 const RETRY: Duration = Duration::from_millis(500);
@@ -127,8 +128,6 @@ impl Load {
         };
         assert_eq!(loaded.entries(), self.entries, "tree {}: rows were lost on the way into ssts", tree.0);
         points::pass(Point::InLoad);
-        // Another writer would have deleted it as garbage.
-        loaded.engine.step(Job::Validate)?;
         Ok(loaded)
     }
 
@@ -189,6 +188,10 @@ impl Loaded {
     /// Whether there was no row.
     pub fn is_empty(&self) -> bool {
         self.ssts.is_empty()
+    }
+
+    pub(crate) fn is_of(&self, engine: &Arc<Engine>) -> bool {
+        Arc::ptr_eq(&self.engine, engine)
     }
 
     pub(crate) fn ssts(&self) -> &[Arc<SstMeta>] {
@@ -346,6 +349,8 @@ struct Ssts {
     builder: Option<SstBuilder>,
     /// Bytes added since the builder was asked how long the sst would be.
     unasked: usize,
+    /// Bytes that have a copy on the local disk, or would if there were no limit.
+    copied: u64,
     /// Finished ones, and perhaps not there yet.
     loaded: Loaded,
     uploads: VecDeque<JoinHandle<Result<()>>>,
@@ -359,6 +364,7 @@ impl Ssts {
             key: full_key(tree, &[]),
             builder: None,
             unasked: 0,
+            copied: 0,
             loaded: Loaded { engine: Arc::clone(&engine), tree, ssts: Vec::new(), kept: false },
             uploads: VecDeque::new(),
             given_up: Arc::default(),
@@ -390,6 +396,8 @@ impl Ssts {
         while let Some(upload) = self.uploads.pop_front() {
             join(upload)?;
         }
+        // A newer writer would have deleted it as garbage.
+        patiently(&self.engine, &self.given_up, || self.engine.step(Job::Validate).map(drop))?;
         let nothing = Loaded {
             engine: Arc::clone(&self.engine),
             tree: self.loaded.tree,
@@ -405,8 +413,10 @@ impl Ssts {
         let (meta, bytes) = builder.finish();
         let id = meta.id;
         self.loaded.ssts.push(Arc::new(meta));
+        self.copied += bytes.len() as u64;
+        let copy = self.copied <= self.engine.settings.disk_cache_bytes / COPIED_SHARE;
         if self.engine.settings.background == Background::Manual {
-            return self.engine.store().upload_new(id, &bytes);
+            return self.engine.store().upload_new(id, &bytes, copy);
         }
         if self.uploads.len() >= UPLOADS_MAX {
             self.uploads.pop_front().map_or(Ok(()), join)?;
@@ -414,7 +424,7 @@ impl Ssts {
         let (engine, given_up) = (Arc::clone(&self.engine), Arc::clone(&self.given_up));
         let upload = std::thread::Builder::new()
             .name("cistern-load-put".to_owned())
-            .spawn(move || upload(&engine, id, &bytes, &given_up))
+            .spawn(move || patiently(&engine, &given_up, || engine.store().upload_new(id, &bytes, copy)))
             .map_err(|error| Error::new(Kind::Unavailable, "a thread for an upload").with_cause(error))?;
         self.uploads.push_back(upload);
         Ok(())
@@ -433,18 +443,20 @@ fn join(upload: JoinHandle<Result<()>>) -> Result<()> {
     upload.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-fn upload(engine: &Engine, id: SstId, bytes: &Bytes, given_up: &AtomicBool) -> Result<()> {
+/// What `ask` asks of the bucket, again and again while it does not answer. (Without threads once: the caller has time in its hands.)
+fn patiently(engine: &Engine, given_up: &AtomicBool, ask: impl Fn() -> Result<()>) -> Result<()> {
     let deadline = engine.now() + PATIENCE;
     loop {
         engine.check_alive()?;
-        let error = match engine.store().upload_new(id, bytes) {
+        let error = match ask() {
             Err(error) if error.kind() == Kind::Unavailable => error,
             result => return result,
         };
-        if given_up.load(Ordering::Acquire) || engine.now() >= deadline {
+        let manual = engine.settings.background == Background::Manual;
+        if manual || given_up.load(Ordering::Acquire) || engine.now() >= deadline {
             return Err(error);
         }
-        tracing::warn!(%id, %error, "a load waits for the bucket");
+        tracing::warn!(%error, "a load waits for the bucket");
         engine.pause(RETRY);
     }
 }

@@ -121,12 +121,11 @@ impl SstStore {
         Ok(())
     }
 
-    /// Returns once the sst is in the bucket, straight from memory. A copy stays here as far as there is room.
-    pub(crate) fn upload_new(&self, id: SstId, bytes: &Bytes) -> Result<()> {
+    /// Returns once the sst is in the bucket, straight from memory. With `copy` a copy stays here as far as there is room.
+    pub(crate) fn upload_new(&self, id: SstId, bytes: &Bytes, copy: bool) -> Result<()> {
         self.bucket.put(&self.object_name(id), bytes.clone())?;
-        match self.local.write_pinned(id, bytes) {
-            Ok(()) => self.local.unpin(id),
-            Err(error) => tracing::debug!(%id, %error, "no local copy; it is in the bucket"),
+        if copy {
+            self.local.keep_sst(id, bytes);
         }
         Ok(())
     }

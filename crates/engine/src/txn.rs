@@ -209,6 +209,7 @@ impl Txn {
     /// The commit fails with [`Kind::BadRequest`] if the tree has been written to meanwhile, by whomever.
     pub fn add_loaded(&mut self, loaded: Loaded) -> Result<()> {
         let tree = loaded.tree();
+        assert!(loaded.is_of(&self.engine), "tree {}: a load of another engine", tree.0);
         if self.loads.iter().any(|other| other.tree() == tree) || self.drops.contains(&tree) {
             return Err(not_empty(tree));
         }

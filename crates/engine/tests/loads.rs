@@ -237,6 +237,34 @@ fn what_is_loaded_reads_as_if_it_had_been_written_row_by_row() {
     }
 }
 
+/// Flushes and merges of everything around it leave a load where it is: nothing is written twice.
+#[test]
+fn what_was_loaded_is_not_written_again_without_need() {
+    let place = Place::new();
+    let engine = place.open();
+    let (before, tree, after) = (engine.allocate_tree(), engine.allocate_tree(), engine.allocate_tree());
+    let mut txn = engine.begin();
+    let want = rows(3000, 1);
+    txn.add_loaded(loaded(&engine, tree, &want)).unwrap();
+    txn.commit().unwrap();
+    let put = || place.bucket.meters().put.bytes();
+    let loaded_bytes = status(&engine, "loaded_bytes");
+    assert!(put() <= loaded_bytes + 4096, "a load is sent once: {} of {loaded_bytes}", put());
+    let names = || place.bucket.contents().keys().cloned().collect::<std::collections::BTreeSet<_>>();
+    let ssts: Vec<_> = names().into_iter().filter(|name| name.as_str().contains("/sst/")).collect();
+    assert!(ssts.len() > 5);
+    for round in 0..30 {
+        for tree in [before, after] {
+            let changes = rows(100, round).into_iter().map(|(key, value)| (key, Some(value))).collect();
+            write(&engine, tree, &changes);
+        }
+        settle(&engine);
+    }
+    assert!(status(&engine, "compactions") > 0);
+    assert!(ssts.iter().all(|name| names().contains(name)), "some were merged away");
+    assert_eq!(all(&engine, &mut engine.begin(), tree), want);
+}
+
 /// What a person sees who looks into the bucket.
 #[test]
 fn a_load_is_told_in_words() {
@@ -531,6 +559,37 @@ fn a_load_that_came_and_went_in_one_edit_stays_as_long_as_the_wal_names_it() {
     assert_eq!(place.ssts_in_bucket() as u64, status(&engine, "ssts"));
 }
 
+/// Found by the simulation: a cursor from before the flush finds a load beside the memtables and not in its version of the tree.
+/// When all of it was merged away and nobody had a version with it any more, what the cursor stood in was deleted.
+#[test]
+fn a_cursor_goes_on_in_a_load_that_was_merged_away_under_it() {
+    let place = Place::new();
+    let engine = place.open();
+    let want = rows(6000, 12);
+    let tree = load_and_commit(&engine, &want);
+    let mut txn = engine.begin();
+    let mut cursor = Cursor::new(&engine);
+    cursor.open(&mut txn, tree, ReadAs::Snapshot).unwrap();
+    assert!(cursor.seek_first(&mut txn).unwrap());
+    let ssts = || place.bucket.contents().into_keys().filter(|name| name.as_str().contains("/sst/"));
+    let loaded: Vec<_> = ssts().collect();
+    let left = || ssts().filter(|name| loaded.contains(name)).count();
+    for round in 0..5u8 {
+        write(&engine, tree, &want.keys().map(|key| (key.clone(), Some(vec![round; 9]))).collect());
+        settle(&engine);
+    }
+    assert_eq!(left(), loaded.len(), "the cursor may still come to each");
+    assert!(place.ssts_in_bucket() as u64 > status(&engine, "ssts"), "the tree has merged some away");
+    for (key, value) in &want {
+        assert_eq!((cursor.key(), cursor.value()), (&key[..], &value[..]));
+        _ = cursor.next(&mut txn).expect("its ssts are there");
+    }
+    drop((cursor, txn));
+    settle(&engine);
+    assert_eq!(place.ssts_in_bucket() as u64, status(&engine, "ssts"), "now they go");
+    assert!(left() < loaded.len());
+}
+
 #[test]
 fn a_tree_that_is_dropped_after_its_load_stays_dropped() {
     for jobs in [&[][..], &[Job::Freeze, Job::Flush], &[Job::Freeze, Job::Flush, Job::Publish]] {
@@ -594,6 +653,69 @@ fn a_bucket_that_refuses_ends_a_load_and_the_next_one_succeeds() {
     assert_eq!(place.ssts_in_bucket(), 0);
     load_and_commit(&engine, &want);
     assert_eq!(named(&engine), Some(want));
+}
+
+/// Loads beside each other, beside writers and drops, with every thread at work and a bucket in bad weather; and all of it again
+/// from the bucket alone.
+#[test]
+fn loads_of_many_threads_do_not_meet() {
+    let place = Place::new();
+    let bucket = Arc::new(FaultyBucket::new(Arc::clone(&place.bucket) as _, 5, Vec::new()).with_tries(2));
+    let engine = open(&place.disk, Arc::clone(&bucket) as _, settings(Background::Threads)).unwrap();
+    bucket.faults().set_rules(Rule::weather(0.1));
+    let loader = |thread: u64| {
+        let mut kept = Vec::new();
+        for round in 0..8 {
+            let want = rows(300 + 200 * round, thread * 100 + round);
+            let tree = engine.allocate_tree();
+            let mut txn = engine.begin();
+            txn.add_loaded(loaded(&engine, tree, &want)).unwrap();
+            txn.put(OTHER, &tree.0.to_be_bytes(), b"load").unwrap();
+            match round % 4 {
+                0 => drop(txn),
+                1 => {
+                    txn.commit().unwrap();
+                    txn.drop_tree(tree);
+                    txn.commit().unwrap();
+                }
+                _ => {
+                    txn.commit().unwrap();
+                    assert_eq!(all(&engine, &mut engine.begin(), tree), want);
+                    kept.push((tree, want));
+                }
+            }
+        }
+        kept
+    };
+    let stop = AtomicBool::new(false);
+    let kept: Vec<(TreeId, Rows)> = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for n in 0u64.. {
+                write(&engine, TreeId(8), &[(n.to_be_bytes().to_vec(), Some(vec![1; 500]))].into());
+                if stop.load(Ordering::Relaxed) {
+                    return;
+                }
+            }
+        });
+        let loader = &loader;
+        let loaders: Vec<_> = (0..3).map(|thread| scope.spawn(move || loader(thread))).collect();
+        let kept = loaders.into_iter().flat_map(|thread| thread.join().expect("no panic")).collect();
+        stop.store(true, Ordering::Relaxed);
+        kept
+    });
+    bucket.faults().set_rules(Vec::new());
+    engine.close().unwrap();
+    drop(engine);
+    let mut place = Place { disk: SimDisk::new(6), bucket: Arc::clone(&place.bucket) };
+    for _ in 0..2 {
+        let engine = place.open();
+        for (tree, want) in &kept {
+            assert_eq!(&all(&engine, &mut engine.begin(), *tree), want);
+        }
+        settle(&engine);
+        assert_eq!(place.ssts_in_bucket() as u64, status(&engine, "ssts"));
+        place.lose_machine();
+    }
 }
 
 /// With threads of its own a load waits while the bucket is away, and whoever waits can be killed.

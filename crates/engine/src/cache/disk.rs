@@ -220,6 +220,21 @@ impl DiskCache {
         Ok(())
     }
 
+    /// Keeps a copy of a whole sst that the bucket has, unless the disk is full.
+    pub(crate) fn keep_sst(&self, id: SstId, bytes: &Bytes) {
+        match self.write_file(id, bytes) {
+            Ok(file) => {
+                let sst = LocalSst::new(Some(file), bytes.len() as u64, true);
+                self.state.lock().ssts.insert(id, sst);
+                self.unpin(id);
+            }
+            Err(error) => {
+                self.remove_file(&self.sst_name(id));
+                self.report(&error);
+            }
+        }
+    }
+
     fn write_file(&self, id: SstId, bytes: &[u8]) -> std::result::Result<Arc<dyn DiskFile>, DiskError> {
         let file = self.disk.create(&self.sst_name(id))?;
         file.write_at(0, bytes)?;

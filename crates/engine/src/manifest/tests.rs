@@ -317,6 +317,20 @@ fn a_newer_format_is_refused_by_name() {
     assert!(error.kind() == Kind::BadRequest && error.to_string().contains("kind 200"), "{error}");
 }
 
+/// The tag is in buckets: it stays. The body is that of an ordinary sst.
+#[test]
+fn the_sst_of_a_load_has_a_tag_of_its_own() {
+    let entry = |sst: Arc<SstMeta>| {
+        let object = format::encode_edit(&header(), &Edit { added: vec![(6, sst)], ..Edit::default() });
+        (object[64], object[65..].to_vec())
+    };
+    let sst = loaded(5, 10, "e", "f", 77);
+    let ordinary = Arc::new(SstMeta { loaded: false, ..(*sst).clone() });
+    let ((tag, body), (ordinary_tag, ordinary_body)) = (entry(sst), entry(ordinary));
+    assert_eq!((tag, ordinary_tag), (9, 1));
+    assert_eq!(body, ordinary_body);
+}
+
 #[test]
 fn edits_and_bases_come_back_as_they_were() {
     let one_run = Edit { older_runs: Vec::new(), ..rich() };

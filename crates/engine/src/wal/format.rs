@@ -426,6 +426,16 @@ mod tests {
         Op::Load(LoadedSst { id, bytes: u64::MAX, entries: 1, first_key, last_key })
     }
 
+    /// The bytes are in wals and slices: they stay.
+    #[test]
+    fn a_load_is_these_bytes() {
+        let id = SstId { epoch: Epoch(3), counter: 0x0102 };
+        let (first_key, last_key) = (&b"\0\0\0\x05a"[..], &b"\0\0\0\x05bc"[..]);
+        let bytes = payload(&[Op::Load(LoadedSst { id, bytes: 4096, entries: 7, first_key, last_key })]);
+        let numbers = b"\x03\0\0\0\0\0\0\0\x02\x01\0\0\0\0\0\0\0\x10\0\0\0\0\0\0\x07\0\0\0\0\0\0\0";
+        assert_eq!(bytes, [&b"\x04"[..], numbers, b"\x05\0\0\0\x05a", b"\x06\0\0\0\x05bc"].concat());
+    }
+
     #[test]
     fn a_load_over_two_trees_or_the_wrong_way_round_is_refused() {
         for (first, last) in [(&b"\0\0\0\x05a"[..], &b"\0\0\0\x06a"[..]), (b"\0\0\0\x05b", b"\0\0\0\x05a")] {
