@@ -37,6 +37,8 @@ struct BellState {
 
 /// Threads that merge; each takes what the others leave.
 const COMPACTION_THREADS: usize = 2;
+/// By how much they are nicer than others.
+const NICE: i32 = 5;
 /// What is looked at unasked, in case readers have let go of something.
 const IDLE: Duration = Duration::from_secs(10);
 const RETRY_MIN: Duration = Duration::from_millis(500);
@@ -133,6 +135,9 @@ fn name(job: Job) -> &'static str {
 }
 
 fn work(job: Job, bell: &Bell, engine: &Weak<Engine>) {
+    if job == Job::Compact {
+        step_back();
+    }
     let mut failures = 0;
     loop {
         let Some(live) = engine.upgrade() else { return };
@@ -167,6 +172,15 @@ fn work(job: Job, bell: &Bell, engine: &Weak<Engine>) {
         if !go_on || dead {
             return;
         }
+    }
+}
+
+/// This thread, and those that it starts, get a third of what others get when processors are short. Merges that fall behind
+/// for that slow writers (`compaction/pressure.rs`), which gives the processors back.
+fn step_back() {
+    // On Linux the niceness is the thread's, whatever POSIX says.
+    if let Err(error) = rustix::process::nice(NICE) {
+        tracing::debug!(%error, "merges go on with everybody's priority");
     }
 }
 

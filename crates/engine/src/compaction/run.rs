@@ -307,7 +307,7 @@ mod tests {
             };
             let error = bench.with(&[1], &[], stop).expect_err("told to stop");
             assert_eq!((error.kind(), bench.disk.used()), (Kind::Interrupted, used));
-            bench.disk.limit(used + (20 << 10));
+            bench.disk.limit(used + (10 << 10));
             let error = bench
                 .with(&[1], &[], |context| merge(&plan, &version, parts, context))
                 .expect_err("disk full");
