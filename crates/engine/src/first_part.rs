@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use parking_lot::RwLock;
+use arc_swap::ArcSwap;
 
 use crate::sst::hash;
 use crate::{TreeId, tree_of};
@@ -19,10 +19,20 @@ pub trait FirstPart: Send + Sync {
     fn end(&self, key: &[u8]) -> Option<usize>;
 }
 
-/// The rules of all trees, as far as they are known.
-#[derive(Default)]
+/// The rules of all trees, as far as they are known. Asked for each seek by all threads, so a look takes no lock and touches no count that
+/// they share; a change copies its part.
 pub(crate) struct FirstParts {
-    rules: RwLock<BTreeMap<TreeId, Arc<dyn FirstPart>>>,
+    parts: [ArcSwap<Rules>; PARTS],
+}
+
+type Rules = BTreeMap<TreeId, Arc<dyn FirstPart>>;
+/// Tree ids are given out one by one, so the low bits spread them well.
+const PARTS: usize = 64;
+
+impl Default for FirstParts {
+    fn default() -> Self {
+        Self { parts: std::array::from_fn(|_| ArcSwap::default()) }
+    }
 }
 
 /// Which keys are sought: those that start with `prefix`.
@@ -36,22 +46,34 @@ pub(crate) struct Probe<'a> {
 
 impl FirstParts {
     pub(crate) fn set(&self, tree: TreeId, rule: Arc<dyn FirstPart>) {
-        self.rules.write().insert(tree, rule);
+        self.change(tree, |rules| drop(rules.insert(tree, Arc::clone(&rule))));
     }
 
     pub(crate) fn forget(&self, tree: TreeId) {
-        self.rules.write().remove(&tree);
+        self.change(tree, |rules| drop(rules.remove(&tree)));
     }
 
     pub(crate) fn rule(&self, tree: TreeId) -> Option<Arc<dyn FirstPart>> {
-        self.rules.read().get(&tree).cloned()
+        self.part(tree).load().get(&tree).cloned()
     }
 
     /// For the full keys that start with `prefix`.
     pub(crate) fn probe<'a>(&self, prefix: &'a [u8]) -> Probe<'a> {
         let tree = tree_of(prefix);
-        let end = self.rules.read().get(&tree).and_then(|rule| rule.end(&prefix[4..]));
+        let end = self.part(tree).load().get(&tree).and_then(|rule| rule.end(&prefix[4..]));
         Probe { prefix, tree, hash: end.map(|end| hash(&prefix[..4 + end])) }
+    }
+
+    fn part(&self, tree: TreeId) -> &ArcSwap<Rules> {
+        &self.parts[tree.0 as usize % PARTS]
+    }
+
+    fn change(&self, tree: TreeId, change: impl Fn(&mut Rules)) {
+        self.part(tree).rcu(|rules| {
+            let mut rules = Rules::clone(rules);
+            change(&mut rules);
+            rules
+        });
     }
 }
 
