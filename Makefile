@@ -38,6 +38,10 @@ crash-test-s3: build ## The same on S3 (moto) while one request in twenty goes w
 	@cargo build --release -q -p bucket --features s3,testkit --bin faulty-s3
 	@cargo run --release -q -p acceptance --bin crash -- --cycles=100 --deletions=20 --faulty-s3=0.05
 
+.PHONY: memory-soak
+memory-soak: build ## Does a server keep to its memory? Ten times the data, in a cgroup (v1, root) of setting + 15 %; ARGS=--help
+	@cargo run --release -q -p acceptance --bin memory -- $(ARGS)
+
 .PHONY: lint
 lint: ## Formatting, clippy, licences and advisories, the crate arrows
 	@cargo fmt --all --check

@@ -161,7 +161,7 @@ fn open_ours() -> Done<Arc<Engine>> {
     let settings = Settings {
         background: Background::Manual,
         memtable_bytes: 1 << 30,
-        block_cache_bytes: 1 << 30,
+        memory_bytes: 3 << 30,
         ..Settings::default()
     };
     let parts = Parts {

@@ -34,7 +34,7 @@ fn main() -> Result<()> {
     let settings = Settings {
         background: Background::Manual,
         memtable_bytes: 1 << 30,
-        block_cache_bytes: 1 << 30,
+        memory_bytes: 3 << 30,
         ..Settings::default()
     };
     let parts = Parts {

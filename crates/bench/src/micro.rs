@@ -257,7 +257,7 @@ fn open(shape: Shape) -> Result<Arc<Engine>> {
     let settings = Settings {
         background: Background::Manual,
         memtable_bytes: 1 << 30,
-        block_cache_bytes: 1 << 30,
+        memory_bytes: 3 << 30,
         shape,
         ..Settings::default()
     };

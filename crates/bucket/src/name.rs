@@ -92,6 +92,15 @@ impl Names {
         self.directory("wal")
     }
 
+    /// What the writer of `epoch` found to be read most, told the `number`th time.
+    pub fn heat(&self, epoch: u64, number: u64) -> ObjectName {
+        self.object("heat", format_args!("{epoch:016x}-{number:016x}"))
+    }
+    /// Where heat maps are.
+    pub fn heats(&self) -> ObjectName {
+        self.directory("heat")
+    }
+
     /// Says that the first start made the server's system tables to the end.
     pub fn system_tables_marker(&self) -> ObjectName {
         ObjectName(format!("{}/system-tables", self.branch))

@@ -65,6 +65,22 @@ impl Workers {
         Ok(())
     }
 
+    /// Runs `work` once, in a thread of its own. It is told, when it asks, whether to end.
+    pub(crate) fn run_once(
+        &self,
+        name: &str,
+        work: impl FnOnce(&(dyn Fn() -> bool + Sync)) + Send + 'static,
+    ) {
+        let Some((_, bell)) = self.bells.first() else { return };
+        let bell = Arc::clone(bell);
+        let thread =
+            std::thread::Builder::new().name(name.to_owned()).spawn(move || work(&|| !bell.stopped()));
+        match thread {
+            Ok(thread) => self.threads.lock().push(thread),
+            Err(error) => tracing::warn!(%error, name, "no thread for it"),
+        }
+    }
+
     /// There is work of this kind.
     pub(crate) fn ring(&self, job: Job) {
         self.bells.iter().filter(|(of, _)| *of == job).for_each(|(_, bell)| bell.ring(false));
@@ -202,6 +218,7 @@ fn work_off(job: Job, bell: &Bell, engine: &Engine) -> Result<()> {
     }
     if job == Job::Publish {
         while !bell.stopped() && engine.step(Job::CollectGarbage)? {}
+        engine.save_heat();
     }
     Ok(())
 }

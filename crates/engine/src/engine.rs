@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
 use arc_swap::Guard;
@@ -14,11 +15,13 @@ use bucket::{Bucket, Names};
 use parking_lot::Mutex;
 
 use crate::background::Workers;
+use crate::cache::Loan;
 use crate::claim::Fence;
 use crate::commit::{Commits, Committed, Loads, not_empty};
 use crate::compaction::pressure::{Debt, pauses_merges};
 use crate::compaction::run::{self, Context};
 use crate::first_part::FirstPart;
+use crate::heat::{self, HeatKeeper, HeatMap};
 use crate::limits::Shape;
 use crate::load::{Load, Loaded};
 use crate::locks::{LockTable, Owner};
@@ -57,8 +60,9 @@ pub struct Parts {
 pub struct Settings {
     /// Which branch of the bucket to write.
     pub branch: String,
-    /// Memory for decoded blocks.
-    pub block_cache_bytes: usize,
+    /// Memory for all that grows: memtables, write sets, buffers of flush, compaction, upload and read-ahead, what is known of ssts and
+    /// of cached chunks; decoded blocks have the rest.
+    pub memory_bytes: usize,
     /// A memtable is frozen and flushed when it has this size.
     pub memtable_bytes: usize,
     /// Local disk for cached pieces of ssts.
@@ -81,7 +85,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             branch: "main".to_owned(),
-            block_cache_bytes: 256 << 20,
+            memory_bytes: 512 << 20,
             memtable_bytes: 64 << 20,
             disk_cache_bytes: 10 << 30,
             unuploaded_bytes_max: 4 << 30,
@@ -90,6 +94,27 @@ impl Default for Settings {
             shape: Shape::default(),
             background: Background::Threads,
             hooks: Hooks::default(),
+        }
+    }
+}
+
+impl Settings {
+    /// For an engine that may take `memory_bytes`, at least [`MEMORY_BYTES_MIN`]: a memtable is a sixteenth (one takes writes, up to four
+    /// wait), a transaction an eighth (it is there three times while it commits), and ten ssts in the making are at most half.
+    pub fn for_memory(memory_bytes: usize) -> Self {
+        let memory_bytes = memory_bytes.max(MEMORY_BYTES_MIN);
+        let most = Self::default();
+        let sst_bytes = (memory_bytes / 24 / 2 + 1).next_power_of_two();
+        Self {
+            memory_bytes,
+            memtable_bytes: (memory_bytes / 16).min(most.memtable_bytes),
+            transaction_bytes_max: (memory_bytes / 8).min(1 << 30),
+            shape: Shape {
+                sst_bytes: sst_bytes.min(most.shape.sst_bytes),
+                wal_slice_bytes: (sst_bytes as u64).min(most.shape.wal_slice_bytes),
+                ..most.shape
+            },
+            ..most
         }
     }
 }
@@ -108,11 +133,17 @@ pub enum Background {
 pub struct Hooks {
     /// The engine can not go on: it is fenced, or its wal failed. Called once, from any thread.
     pub on_fatal: Arc<dyn Fn(&Error) + Send + Sync>,
+    /// By how many bytes the process is larger than it should be (negative: smaller), now. Asked several times a second by one thread, unless
+    /// there are none; decoded blocks make up for it.
+    pub oversize: Arc<dyn Fn() -> i64 + Send + Sync>,
 }
 
 impl Default for Hooks {
     fn default() -> Self {
-        Self { on_fatal: Arc::new(|error| tracing::error!(%error, "the engine can not go on")) }
+        Self {
+            on_fatal: Arc::new(|error| tracing::error!(%error, "the engine can not go on")),
+            oversize: Arc::new(|| 0),
+        }
     }
 }
 
@@ -146,6 +177,9 @@ pub struct Estimate {
     pub bytes: u64,
 }
 
+/// Less memory than this is no use.
+pub const MEMORY_BYTES_MIN: usize = 32 << 20;
+
 /// Trees below this one are never allocated: callers give them meanings of their own.
 pub const FIRST_ALLOCATED_TREE: TreeId = TreeId(64);
 
@@ -162,6 +196,9 @@ pub struct Engine {
     uploader: Arc<Uploader>,
     fence: Fence,
     throttle: Throttle,
+    heat: Arc<HeatKeeper>,
+    /// What the wal's buffers take of the memory.
+    _wal_buffers: Loan,
     upload_time: UploadTime,
     pulse: Pulse,
     /// Memtables are flushed one after the other.
@@ -194,6 +231,7 @@ struct Counters {
     ssts_uploaded: AtomicU64,
     ssts_deleted: AtomicU64,
     prefetched: AtomicU64,
+    warmed: Arc<AtomicU64>,
     wal_damages: AtomicU64,
     /// The last of them.
     wal_damaged_at: AtomicU64,
@@ -222,8 +260,9 @@ impl Engine {
             bucket: Arc::clone(&parts.bucket),
             names: names.clone(),
             branch,
-            block_cache_bytes: settings.block_cache_bytes,
+            memory_bytes: settings.memory_bytes,
             disk_cache_bytes: settings.disk_cache_bytes,
+            threads,
         };
         let mut replay = Replay::new(settings.memtable_bytes, &settings.shape, &store_parts);
         let recovery = RecoveryParts {
@@ -258,6 +297,9 @@ impl Engine {
         let store = outcome.store;
         let spill = SpillSpace::open(parts.disk)?;
         let engine = Arc::new(Self {
+            heat: Arc::default(),
+            // A slice in the making, and one on its way.
+            _wal_buffers: store.lend(2 * settings.shape.wal_slice_bytes as usize),
             locks: LockTable::new(parts.seed, Arc::clone(&parts.clock), threads),
             throttle: Throttle::new(settings.shape.clone(), settings.unuploaded_bytes_max),
             upload_time: UploadTime::default(),
@@ -286,6 +328,7 @@ impl Engine {
         engine.refresh_throttle();
         if threads {
             engine.workers.start(&engine)?;
+            engine.warm();
         }
         Ok(engine)
     }
@@ -409,14 +452,20 @@ impl Engine {
             ("unuploaded_bytes", self.store.unuploaded_bytes()),
             ("ssts_deleted", count(&self.counters.ssts_deleted)),
             ("prefetched", count(&self.counters.prefetched)),
+            ("warmed_chunks", count(&self.counters.warmed)),
             ("writes_delayed", self.throttle.delayed()),
             ("block_cache_hits", cache.hits),
             ("block_cache_misses", cache.misses),
             ("block_cache_bytes", cache.bytes),
             ("block_cache_evictions", cache.evictions),
+            ("block_cache_capacity", cache.capacity),
+            ("memory_bytes", self.settings.memory_bytes as u64),
+            ("memory_lent", cache.lent),
+            ("memory_excess", cache.excess),
             ("disk_cache_hits", disk.hits),
             ("disk_cache_misses", disk.misses),
             ("disk_cache_bytes", disk.bytes),
+            ("bucket_waits", self.store.waits()),
             ("recovered_transactions", self.report.transactions),
             ("recovered_local_transactions", self.report.local_transactions),
             ("recovered_slices", self.report.slices as u64),
@@ -427,6 +476,7 @@ impl Engine {
             ("bucket_get_requests", meters.get.requests()),
             ("bucket_get_bytes", meters.get.bytes()),
             ("bucket_get_errors", meters.get.errors()),
+            ("bucket_get_hedged", meters.hedged.requests()),
             ("bucket_head_requests", meters.head.requests()),
             ("bucket_list_requests", meters.list.requests()),
             ("bucket_delete_requests", meters.delete.requests()),
@@ -447,7 +497,13 @@ impl Engine {
         let deadline = self.clock.now() + CLOSE_TIME_MAX;
         loop {
             match self.uploader.step() {
-                Ok(false) => return Ok(()),
+                Ok(false) => {
+                    self.store.settle(&*self.clock, deadline);
+                    if self.settings.background == Background::Threads {
+                        self.save_last_heat();
+                    }
+                    return Ok(());
+                }
                 Ok(true) => {}
                 Err(error) if error.kind() == Kind::Unavailable && self.clock.now() < deadline => {
                     self.clock.sleep(Duration::from_millis(100));
@@ -557,7 +613,7 @@ impl Engine {
         self.clock.sleep(pause);
     }
 
-    pub(crate) fn store(&self) -> &SstStore {
+    pub(crate) fn store(&self) -> &Arc<SstStore> {
         &self.store
     }
 
@@ -588,6 +644,8 @@ impl Engine {
         let slept = self.pulse.slept(&*self.clock);
         let looked = if slept { self.step(Job::Validate) } else { Ok(false) };
         self.pulse.stamp(&*self.clock);
+        self.refresh_throttle();
+        self.store.heed((self.settings.hooks.oversize)());
         looked.map(drop)
     }
 
@@ -649,6 +707,9 @@ impl Engine {
 
     fn refresh_throttle(&self) {
         self.throttle.refresh(self.debt());
+        let view = self.view();
+        self.store.count_memtable(&view.active, self.settings.memtable_bytes);
+        view.frozen.iter().for_each(|memtable| self.store.count_memtable(memtable, 0));
     }
 
     fn debt(&self) -> Debt {
@@ -785,6 +846,8 @@ impl Engine {
             self.rewrite(&snapshots, &dropped, |context| run::merge(&plan, &version, parts, context));
         let (added, result) = match result {
             Ok(ssts) => {
+                let inputs: Vec<_> = plan.inputs().cloned().collect();
+                heat::hand_on(&self.store, &inputs, &ssts);
                 (Some(ssts.into_iter().map(|sst| (plan.to as u8, sst)).collect::<Vec<_>>()), Ok(true))
             }
             Err(error) => (None, Err(error)),
@@ -800,6 +863,58 @@ impl Engine {
         self.forget_unsent();
         self.workers.ring(Job::Publish);
         result
+    }
+
+    /// Tells the next node what is hot, if that has changed and was not told a moment ago.
+    pub(crate) fn save_heat(&self) {
+        self.heat_teller(false)();
+    }
+
+    /// The same, if it has changed. A bucket that does not answer is not waited for: it is only a hint.
+    fn save_last_heat(&self) {
+        let tell = self.heat_teller(true);
+        let (telling, told) = std::sync::mpsc::channel::<()>();
+        let tell = move || {
+            tell();
+            drop(telling);
+        };
+        let thread = std::thread::Builder::new().name("cistern-heat".to_owned()).spawn(tell);
+        if thread.is_err() || told.recv_timeout(CLOSE_TIME_MAX) == Err(RecvTimeoutError::Timeout) {
+            tracing::warn!("the last heat map was not written; a new node will warm itself more slowly");
+        }
+    }
+
+    fn heat_teller(&self, now_or_never: bool) -> impl FnOnce() + Send + 'static {
+        let (heat, bucket, names) = (Arc::clone(&self.heat), Arc::clone(&self.bucket), self.names.clone());
+        let (store, version) = (Arc::clone(&self.store), self.tree.version());
+        let (epoch, now) = (self.fence.epoch(), self.clock.now());
+        move || {
+            let collect = |inherited: &HeatMap| HeatMap::collect(&store, &version, inherited);
+            if let Err(error) = heat.save((&*bucket, &names, epoch), now, now_or_never, collect) {
+                tracing::warn!(%error, "the heat map was not written; a new node will warm itself more slowly");
+            }
+        }
+    }
+
+    /// Begins to bring to the local disk what was hot for the last writer.
+    fn warm(&self) {
+        let version = self.tree.version();
+        if version.ssts().next().is_none() {
+            return;
+        }
+        let (store, heat, bucket) =
+            (Arc::clone(&self.store), Arc::clone(&self.heat), Arc::clone(&self.bucket));
+        let (names, clock, warmed) =
+            (self.names.clone(), Arc::clone(&self.clock), Arc::clone(&self.counters.warmed));
+        let epoch = self.fence.epoch();
+        self.workers.run_once("cistern-warm", move |goes_on| match heat.load((&*bucket, &names, epoch)) {
+            Ok(None) => {}
+            Ok(Some(map)) => {
+                let came = heat::warm(&store, &version, &map, &*clock, goes_on);
+                warmed.store(came as u64, Ordering::Relaxed);
+            }
+            Err(error) => tracing::warn!(%error, "no heat map; what is read comes from the bucket first"),
+        });
     }
 
     fn rewrite<R>(

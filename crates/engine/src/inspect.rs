@@ -6,12 +6,13 @@ use bucket::{Names, ObjectName};
 use bytes::Bytes;
 
 use crate::claim;
+use crate::heat;
 use crate::manifest;
 use crate::sst;
 use crate::wal::{FileHeader, Op, Record, Stream, read_slice};
 use crate::{Epoch, Error, Kind, Result, SstId};
 
-/// What a claim, an edit, a base, a wal slice or an sst says, one line for each thing. The name tells which of them it is.
+/// What a claim, an edit, a base, a wal slice, an sst or a heat map says, one line for each thing. The name tells which of them it is.
 ///
 /// Values of rows are not shown, keys are. `Corrupt` says what is wrong with the object; `BadRequest` if its kind or format
 /// is unknown.
@@ -27,8 +28,13 @@ pub fn inspect_object(name: &ObjectName, object: &[u8]) -> Result<String> {
         let id = SstId { epoch: Epoch(epoch), counter };
         sst::describe(id, &Bytes::copy_from_slice(object))
             .map_err(|error| Error::new(error.kind(), name.to_string()).with_cause(error))
+    } else if directory == "heat" {
+        heat::describe(object).map_err(|error| Error::new(error.kind(), name.to_string()).with_cause(error))
     } else {
-        Err(Error::new(Kind::BadRequest, format!("{name} is no claim, edit, base, wal slice or sst")))
+        Err(Error::new(
+            Kind::BadRequest,
+            format!("{name} is no claim, edit, base, wal slice, sst or heat map"),
+        ))
     }
 }
 

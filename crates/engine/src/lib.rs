@@ -16,6 +16,7 @@ mod error;
 mod fetch;
 mod first_part;
 mod gc;
+mod heat;
 mod inspect;
 pub mod limits;
 mod load;
@@ -46,7 +47,9 @@ mod writeset;
 pub use clock::{Clock, SystemClock};
 pub use cursor::Cursor;
 pub use disk::{Disk, DiskError, DiskFault, DiskFile, RealDisk, SimDisk};
-pub use engine::{Background, Engine, Estimate, FIRST_ALLOCATED_TREE, Hooks, Job, Parts, Settings};
+pub use engine::{
+    Background, Engine, Estimate, FIRST_ALLOCATED_TREE, Hooks, Job, MEMORY_BYTES_MIN, Parts, Settings,
+};
 pub use error::{Error, Kind, Result};
 pub use first_part::FirstPart;
 pub use inspect::inspect_object;

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::cache::Loan;
 use crate::engine::{Background, Engine, Job};
 use crate::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
 use crate::points::{self, Point};
@@ -45,6 +46,8 @@ pub struct Load {
     bytes: u64,
     work: Work,
     interrupted: Option<Box<dyn Fn() -> bool + Send>>,
+    /// The sst in the making, those on their way, and batches before them.
+    _memory: Loan,
 }
 
 /// Who builds.
@@ -79,7 +82,18 @@ impl Load {
         } else {
             Work::Here(Box::new(ssts))
         };
-        Ok(Self { tree, last_key: Vec::new(), entries: 0, bytes: 0, work, interrupted: None })
+        let sst_bytes = engine.settings.shape.sst_bytes;
+        let memory =
+            engine.store.lend(sst_bytes / 2 * 3 + UPLOADS_MAX * sst_bytes + BATCHES_MAX * BATCH_BYTES);
+        Ok(Self {
+            tree,
+            last_key: Vec::new(),
+            entries: 0,
+            bytes: 0,
+            work,
+            interrupted: None,
+            _memory: memory,
+        })
     }
 
     /// `put` and `finish` ask `interrupted` every 100 ms while they wait for the bucket; `true` ends them with

@@ -8,20 +8,23 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::fmt;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use bucket::{Bucket, Names, ObjectName};
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 
 use crate::cache::{
-    BlockCache, BlockCacheStatus, DiskCache, DiskCacheStatus, Lookup, chunk_range, chunks_of,
+    BlockCache, BlockCacheStatus, DiskCache, DiskCacheStatus, Loan, Lookup, chunk_at, chunk_range, chunks_of,
 };
 use crate::disk::Disk;
 use crate::first_part::FirstParts;
+use crate::memtable::Memtable;
 use crate::sst::{self, Sst};
 use crate::version::{SstMeta, Version};
-use crate::{BranchId, Error, Kind, Result, SstId};
+use crate::{BranchId, Clock, Error, Kind, Result, SstId};
 
 /// What a store is made of.
 pub(crate) struct StoreParts {
@@ -30,9 +33,17 @@ pub(crate) struct StoreParts {
     pub(crate) names: Names,
     /// Whose ssts these are.
     pub(crate) branch: BranchId,
-    pub(crate) block_cache_bytes: usize,
+    /// See [`crate::Settings::memory_bytes`].
+    pub(crate) memory_bytes: usize,
     pub(crate) disk_cache_bytes: u64,
+    /// Whether other threads may read ahead and evict. If not, everything happens in the call that wants it.
+    pub(crate) threads: bool,
 }
+
+/// Windows that are read ahead at the same time, by all scans together. Each has a thread.
+const READ_AHEAD_MAX: usize = 32;
+/// How often a close looks whether they are back.
+const SETTLE_POLL: Duration = Duration::from_millis(5);
 
 /// Ssts by name.
 pub(crate) struct SstStore {
@@ -42,23 +53,41 @@ pub(crate) struct SstStore {
     /// What the filters of new ssts are made by, and old ones asked with.
     first_parts: Arc<FirstParts>,
     local: DiskCache,
+    /// What is known of `local`.
+    local_index: Loan,
     /// What the ssts that are not in the bucket yet should be.
     pinned: Mutex<BTreeMap<SstId, SstMeta>>,
     /// Chunks that some thread is fetching.
     flights: Mutex<BTreeMap<(SstId, u32), Arc<Flight>>>,
+    threads: bool,
+    /// Windows that are being read ahead.
+    ahead: AtomicUsize,
+    /// A thread evicts from the local disk.
+    evicting: AtomicBool,
+    /// Reads that had to wait for the bucket.
+    waits: AtomicU64,
+    /// How many do so now.
+    waiting: AtomicUsize,
 }
 
 impl SstStore {
     /// A store without local files; those of an earlier life come in with `adopt`.
     pub(crate) fn new(parts: StoreParts) -> Arc<Self> {
+        let blocks = BlockCache::new(parts.memory_bytes);
         Arc::new(Self {
             bucket: parts.bucket,
             names: parts.names,
-            blocks: BlockCache::new(parts.block_cache_bytes),
+            local_index: blocks.lend(0),
+            blocks,
             first_parts: Arc::default(),
             local: DiskCache::new(parts.disk, parts.branch, parts.disk_cache_bytes),
             pinned: Mutex::default(),
             flights: Mutex::default(),
+            threads: parts.threads,
+            ahead: AtomicUsize::new(0),
+            evicting: AtomicBool::new(false),
+            waits: AtomicU64::new(0),
+            waiting: AtomicUsize::new(0),
         })
     }
 
@@ -82,6 +111,12 @@ impl SstStore {
             Some(sst) => Ok(sst),
             None => self.open_first(meta),
         }
+    }
+
+    /// The same, unless it is still to be opened.
+    #[inline]
+    pub(crate) fn opened<'a>(&self, meta: &'a SstMeta) -> Option<&'a Arc<Sst>> {
+        meta.opened.0.get()
     }
 
     /// Whether `open` would not have to ask the bucket.
@@ -111,21 +146,24 @@ impl SstStore {
     /// Returns once the sst, written by `write_local`, is in the bucket. Calling it again is harmless.
     ///
     /// Its local file is read back and verified first: damage stays here and never becomes the truth.
-    pub(crate) fn upload(&self, id: SstId) -> Result<()> {
+    pub(crate) fn upload(self: &Arc<Self>, id: SstId) -> Result<()> {
         let Some(meta) = self.pinned.lock().get(&id).cloned() else { return Ok(()) };
+        let _whole = self.lend(meta.bytes as usize);
         let Some(bytes) = self.local.read_pinned(id)? else { return Ok(()) };
         sst::verify(&meta, &bytes)?;
         self.bucket.put(&self.object_name(id), bytes)?;
         self.pinned.lock().remove(&id);
         self.local.unpin(id);
+        self.make_room();
         Ok(())
     }
 
     /// Returns once the sst is in the bucket, straight from memory. With `copy` a copy stays here as far as there is room.
-    pub(crate) fn upload_new(&self, id: SstId, bytes: &Bytes, copy: bool) -> Result<()> {
+    pub(crate) fn upload_new(self: &Arc<Self>, id: SstId, bytes: &Bytes, copy: bool) -> Result<()> {
         self.bucket.put(&self.object_name(id), bytes.clone())?;
         if copy {
             self.local.keep_sst(id, bytes);
+            self.make_room();
         }
         Ok(())
     }
@@ -135,6 +173,22 @@ impl SstStore {
     pub(crate) fn forget(&self, id: SstId) {
         self.pinned.lock().remove(&id);
         self.local.forget(id);
+    }
+
+    /// Takes memory that blocks do without as long as the loan lives.
+    pub(crate) fn lend(&self, bytes: usize) -> Loan {
+        self.blocks.lend(bytes)
+    }
+
+    /// See [`Memtable::count_memory`].
+    pub(crate) fn count_memtable(&self, memtable: &Memtable, planned: usize) {
+        memtable.count_memory(&self.blocks, planned);
+    }
+
+    /// See [`BlockCache::heed`].
+    pub(crate) fn heed(&self, too_much: i64) {
+        self.local_index.resize(self.local.index_bytes());
+        self.blocks.heed(too_much);
     }
 
     /// Where first parts of keys end.
@@ -167,8 +221,149 @@ impl SstStore {
         self.names.sst(id.epoch.0, id.counter)
     }
 
+    /// How hot the chunks of an sst are, here and in memory.
+    pub(crate) fn heat_of(&self, meta: &SstMeta) -> BTreeMap<u32, u8> {
+        let mut heat = self.local.heat(meta.id);
+        let Some(sst) = self.opened(meta) else { return heat };
+        for (_, offset, hits) in sst.blocks_at_hand() {
+            let Some(hits) = hits else { continue };
+            let heat = heat.entry(chunk_at(offset)).or_default();
+            *heat = heat.saturating_add(1 + hits);
+        }
+        // Indexes and filters are read once and stay in memory; whoever reads the blocks anew needs them first.
+        if let Some(hottest) = heat.values().copied().max() {
+            let around = chunks_of(&(sst.data_bytes()..meta.bytes));
+            heat.extend(around.map(|chunk| (chunk, hottest)));
+        }
+        heat
+    }
+
+    /// The same, on the local disk alone.
+    pub(crate) fn disk_heat_of(&self, id: SstId) -> BTreeMap<u32, u8> {
+        self.local.heat(id)
+    }
+
+    /// A chunk of a local sst is as good as read so many times.
+    pub(crate) fn heat_up(&self, id: SstId, chunk: u32, reads: u8) {
+        self.local.heat_up(id, chunk, reads);
+    }
+
+    /// An sst that was written here holds what nobody read before, unless it is heated up.
+    pub(crate) fn set_cold(&self, id: SstId) {
+        self.local.set_cold(id);
+    }
+
+    /// Whether some read waits for the bucket now.
+    pub(crate) fn readers_wait(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > 0
+    }
+
+    /// Whether more can be brought here without pushing anything out.
+    pub(crate) fn has_room_to_warm(&self) -> bool {
+        !self.local.is_nearly_full()
+    }
+
+    /// Brings chunks to the local disk, unless they are there. Returns how many came.
+    pub(crate) fn warm_chunks(
+        self: &Arc<Self>,
+        id: SstId,
+        sst_bytes: u64,
+        chunks: Range<u32>,
+    ) -> Result<usize> {
+        let lacking = |chunk: &u32| {
+            let range = chunk_range(sst_bytes, *chunk);
+            !range.is_empty() && !self.local.has(id, &range)
+        };
+        let missing: Vec<u32> = chunks.filter(lacking).collect();
+        Ok(self.fetch_chunks(id, sst_bytes, &missing)?.len())
+    }
+
+    /// Times that a read had to wait for the bucket, so far.
+    pub(crate) fn waits(&self) -> u64 {
+        self.waits.load(Ordering::Relaxed)
+    }
+
+    /// Whether other threads may work for a read.
+    pub(crate) fn has_threads(&self) -> bool {
+        self.threads
+    }
+
+    /// Returns when no thread works for a read any more, or `gives_up`.
+    pub(crate) fn settle(&self, clock: &dyn Clock, gives_up: Duration) {
+        let busy = || self.ahead.load(Ordering::Acquire) > 0 || self.evicting.load(Ordering::Acquire);
+        while busy() && clock.now() < gives_up {
+            clock.sleep(SETTLE_POLL);
+        }
+    }
+
+    /// Starts to read `range` while the caller goes on. `None`: it is here already, or nobody can be sent for it.
+    fn read_ahead(
+        self: &Arc<Self>,
+        id: SstId,
+        bytes: u64,
+        range: Range<u64>,
+        keep: Keep,
+        memory: &Arc<Loan>,
+    ) -> Option<Arc<Flight>> {
+        if !self.threads || self.local.has(id, &range) {
+            return None;
+        }
+        let errand = Errand::begin(self, memory)?;
+        let landing = Arc::clone(&errand.flight);
+        let read = move || {
+            let store = &errand.store;
+            match store.read_uncounted(id, bytes, range, keep) {
+                Ok(bytes) => errand.flight.land(Some(bytes)),
+                Err(error) => tracing::debug!(%error, "not read ahead; the read will tell"),
+            }
+        };
+        std::thread::Builder::new().name("cistern-ahead".to_owned()).spawn(read).ok()?;
+        Some(landing)
+    }
+
+    /// Evicts what is too much on the local disk, in a thread of its own if there are threads.
+    fn make_room(self: &Arc<Self>) {
+        if !self.threads || self.local.is_far_too_full() {
+            return self.local.make_room();
+        }
+        if !self.local.is_too_full() || self.evicting.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let store = Arc::clone(self);
+        let evict = move || {
+            store.local.make_room();
+            // What comes between these two lines waits for the next that comes.
+            store.evicting.store(false, Ordering::Release);
+        };
+        if std::thread::Builder::new().name("cistern-evict".to_owned()).spawn(evict).is_err() {
+            self.evicting.store(false, Ordering::Release);
+            self.local.make_room();
+        }
+    }
+
     /// The bytes of `range`, from here or else from the bucket.
-    fn read(&self, id: SstId, sst_bytes: u64, range: Range<u64>, keep: Keep) -> Result<Bytes> {
+    fn read(self: &Arc<Self>, id: SstId, sst_bytes: u64, range: Range<u64>, keep: Keep) -> Result<Bytes> {
+        if self.local.has(id, &range) {
+            return self.read_uncounted(id, sst_bytes, range, keep);
+        }
+        self.wait_counted(|| self.read_uncounted(id, sst_bytes, range, keep))
+    }
+
+    fn wait_counted<R>(&self, wait: impl FnOnce() -> R) -> R {
+        self.waits.fetch_add(1, Ordering::Relaxed);
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let answer = wait();
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        answer
+    }
+
+    fn read_uncounted(
+        self: &Arc<Self>,
+        id: SstId,
+        sst_bytes: u64,
+        range: Range<u64>,
+        keep: Keep,
+    ) -> Result<Bytes> {
         let mark = keep == Keep::Yes;
         match self.local.look(id, range.clone(), mark)? {
             Lookup::Hit(bytes) => {
@@ -187,7 +382,13 @@ impl SstStore {
     }
 
     /// The bytes of `range`, of which the disk lacks some chunks: these are fetched, all at once, and kept.
-    fn read_chunks(&self, id: SstId, sst_bytes: u64, range: &Range<u64>, missing: &[u32]) -> Result<Bytes> {
+    fn read_chunks(
+        self: &Arc<Self>,
+        id: SstId,
+        sst_bytes: u64,
+        range: &Range<u64>,
+        missing: &[u32],
+    ) -> Result<Bytes> {
         let mut wanted = missing.to_vec();
         let mut pieces = BTreeMap::new();
         for chunk in chunks_of(range).filter(|chunk| !missing.contains(chunk)) {
@@ -210,7 +411,12 @@ impl SstStore {
     }
 
     /// Whole chunks from the bucket. A chunk that another thread is fetching is waited for, not fetched twice.
-    fn fetch_chunks(&self, id: SstId, sst_bytes: u64, chunks: &[u32]) -> Result<Vec<(u32, Bytes)>> {
+    fn fetch_chunks(
+        self: &Arc<Self>,
+        id: SstId,
+        sst_bytes: u64,
+        chunks: &[u32],
+    ) -> Result<Vec<(u32, Bytes)>> {
         let mut others = Vec::new();
         let mut departure = Departure { store: self, id, chunks: Vec::new() };
         let mut flights = self.flights.lock();
@@ -231,6 +437,7 @@ impl SstStore {
             flight.land(Some(bytes.clone()));
         }
         drop(departure);
+        self.make_room();
         let mut failed = Vec::new();
         for (chunk, flight) in others {
             match flight.wait() {
@@ -269,9 +476,33 @@ impl SstStore {
     }
 }
 
-/// A chunk on its way from the bucket.
+/// Reading ahead, in another thread. However that ends, nobody waits for it any longer.
+struct Errand {
+    store: Arc<SstStore>,
+    flight: Arc<Flight>,
+    /// Whoever sent for it may go away before it is there.
+    _memory: Arc<Loan>,
+}
+
+impl Errand {
+    fn begin(store: &Arc<SstStore>, memory: &Arc<Loan>) -> Option<Self> {
+        // Counted down by `drop`, also if this is one too many.
+        let others = store.ahead.fetch_add(1, Ordering::Relaxed);
+        let errand = Self { store: Arc::clone(store), flight: Arc::default(), _memory: Arc::clone(memory) };
+        (others < READ_AHEAD_MAX).then_some(errand)
+    }
+}
+
+impl Drop for Errand {
+    fn drop(&mut self) {
+        self.store.ahead.fetch_sub(1, Ordering::Relaxed);
+        self.flight.land(None); // nothing, if bytes landed before
+    }
+}
+
+/// Bytes on their way from the bucket.
 #[derive(Default)]
-struct Flight {
+pub(crate) struct Flight {
     landed: Mutex<Option<Option<Bytes>>>,
     news: Condvar,
 }
@@ -280,6 +511,10 @@ impl Flight {
     fn land(&self, bytes: Option<Bytes>) {
         self.landed.lock().get_or_insert(bytes);
         self.news.notify_all();
+    }
+
+    fn has_landed(&self) -> bool {
+        self.landed.lock().is_some()
     }
 
     /// What came; `None` if it did not.
@@ -355,6 +590,27 @@ impl ByteSource {
         match self {
             Self::Memory(bytes) => Ok(bytes.slice(range.start as usize..range.end as usize)),
             Self::Stored { store, id, bytes } => store.read(*id, *bytes, range, keep),
+        }
+    }
+
+    /// Starts to read `range`, into `memory`, while the caller goes on; `None`: it is not worth it, or not possible.
+    pub(crate) fn read_ahead(
+        &self,
+        range: Range<u64>,
+        keep: Keep,
+        memory: &Arc<Loan>,
+    ) -> Option<Arc<Flight>> {
+        match self {
+            Self::Memory(_) => None,
+            Self::Stored { store, id, bytes } => store.read_ahead(*id, *bytes, range, keep, memory),
+        }
+    }
+
+    /// What `read_ahead` brought; `None` if nothing came.
+    pub(crate) fn wait_for(&self, flight: &Flight) -> Option<Bytes> {
+        match self {
+            Self::Stored { store, .. } if !flight.has_landed() => store.wait_counted(|| flight.wait()),
+            _ => flight.wait(),
         }
     }
 

@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use crate::cache::Loan;
 use crate::commit::not_empty;
 use crate::engine::Engine;
 use crate::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
@@ -16,6 +17,11 @@ use crate::snapshots::SnapshotSlot;
 use crate::view::View;
 use crate::writeset::{WriteMark, WriteSet};
 use crate::{Error, Kind, OpKind, Result, Seqno, TreeId, full_key};
+
+/// What a held lock takes: its entry, its key, its place in the transaction's list.
+const LOCK_BYTES: usize = 160;
+/// Transactions up to this many bytes are taken for nothing.
+const UNCOUNTED_BYTES: usize = 2 << 20;
 
 /// Which snapshot a statement reads at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +65,10 @@ pub struct Txn {
     /// Counts commits and rollbacks.
     round: u64,
     key: Vec<u8>,
+    /// What a large transaction takes of the engine's memory.
+    memory: Option<Loan>,
+    /// What is counted already, or need not be.
+    counted: usize,
 }
 
 impl Txn {
@@ -75,6 +85,8 @@ impl Txn {
             writes: WriteSet::new(),
             round: 0,
             key: Vec::new(),
+            memory: None,
+            counted: UNCOUNTED_BYTES,
             engine,
         }
     }
@@ -161,6 +173,7 @@ impl Txn {
         if granted == Granted::Held {
             return Ok(granted);
         }
+        self.count_memory();
         let changed = self.changed_since_snapshot();
         if !matches!(changed, Ok(false)) {
             self.engine.locks.release(&self.owner, &self.key, &mut self.held);
@@ -257,6 +270,7 @@ impl Txn {
     /// Forgets all writes, gives back all locks and the snapshot. The transaction can be used again.
     pub fn rollback(&mut self) {
         self.writes.clear();
+        (self.memory, self.counted) = (None, UNCOUNTED_BYTES);
         self.drops.clear();
         self.loads.clear();
         self.round += 1;
@@ -332,7 +346,25 @@ impl Txn {
             Some(value) => self.writes.put(&self.key, value),
             None => self.writes.delete(&self.key),
         }
+        self.count_memory();
         Ok(())
+    }
+
+    /// Small transactions are not counted: there are as many as connections, which have more of their own.
+    #[inline]
+    fn count_memory(&mut self) {
+        // While it commits, its writes are in the wal's buffer and in the memtable, too.
+        let bytes = 3 * self.writes.bytes() + LOCK_BYTES * self.held.len();
+        if bytes > self.counted {
+            self.borrow(bytes);
+        }
+    }
+
+    #[cold]
+    fn borrow(&mut self, bytes: usize) {
+        let loan = self.memory.get_or_insert_with(|| self.engine.store.lend(0));
+        self.counted = bytes.next_multiple_of(UNCOUNTED_BYTES);
+        loan.resize(self.counted);
     }
 
     fn set_key(&mut self, tree: TreeId, key: &[u8]) {

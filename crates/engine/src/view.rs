@@ -4,14 +4,17 @@
 //! * Newer data comes first: the active memtable, the frozen ones by age, L0 by age, then the levels.
 //! * Loading the current view takes no lock, and a point read no reference count.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::ops::Bound;
 use std::sync::Arc;
 
 use crate::engine::Estimate;
 use crate::first_part::successor;
+use crate::limits::{L0_RUNS_STOP, LEVELS};
 use crate::memtable::Memtable;
 use crate::merge::{AnySource, Merge};
+use crate::prefetch::prefetch;
 use crate::source::Source;
 use crate::sst::{self, LevelIter, Purpose, SstIter, find_in_run};
 use crate::store::SstStore;
@@ -49,9 +52,25 @@ impl View {
             }
         }
         let hash = sst::hash(full_key);
+        let told = Cell::new(false);
+        // What all runs lack comes in as many round trips as one of them would cost.
+        let cold = || {
+            if store.has_threads() && !told.replace(true) {
+                prefetch(self, store, &[full_key], LEVELS + L0_RUNS_STOP);
+            }
+        };
         for run in self.runs() {
             let Some(meta) = find_in_run(run, full_key) else { continue };
-            if let Some(found) = store.open(meta)?.get_hashed(full_key, hash, at)? {
+            let sst = match store.opened(meta) {
+                Some(sst) => sst,
+                None => {
+                    if !store.opens_here(meta) {
+                        cold();
+                    }
+                    store.open(meta)?
+                }
+            };
+            if let Some(found) = sst.get_or_tell(full_key, hash, at, &cold)? {
                 return Ok((found.kind() == OpKind::Put).then(|| f(found.value())));
             }
         }

@@ -68,7 +68,7 @@ fn small(background: Background) -> Settings {
     Settings {
         background,
         memtable_bytes: 64 << 10,
-        block_cache_bytes: 256 << 10,
+        memory_bytes: 256 << 10,
         disk_cache_bytes: 8 << 20,
         wal_upload_interval: Duration::from_millis(20),
         shape: Shape { sst_bytes: 16 << 10, level_base_bytes: 64 << 10, ..Shape::default() },
@@ -371,7 +371,7 @@ fn a_writer_that_another_one_followed_acknowledges_nothing_more_and_says_why() {
     let told = Arc::new(Mutex::new(Vec::new()));
     let hooks = {
         let told = Arc::clone(&told);
-        Hooks { on_fatal: Arc::new(move |error| told.lock().push(error.to_string())) }
+        Hooks { on_fatal: Arc::new(move |error| told.lock().push(error.to_string())), ..Hooks::default() }
     };
     let old = place.open(Settings { hooks, ..manual() });
     put(&old, "a", "1").unwrap();
@@ -967,7 +967,7 @@ fn a_panic_in_a_background_thread_is_told_and_stops_the_engine() {
     let (tell, told) = std::sync::mpsc::channel();
     let tell = Mutex::new(tell);
     let on_fatal = move |error: &engine::Error| tell.lock().send(error.to_string()).unwrap();
-    let hooks = Hooks { on_fatal: Arc::new(on_fatal) };
+    let hooks = Hooks { on_fatal: Arc::new(on_fatal), ..Hooks::default() };
     let parts = Parts {
         bucket: Arc::new(MemoryBucket::new()),
         disk: Arc::new(Treacherous(SimDisk::new(1))),

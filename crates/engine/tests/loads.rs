@@ -58,7 +58,7 @@ fn settings(background: Background) -> Settings {
     Settings {
         background,
         memtable_bytes: 64 << 10,
-        block_cache_bytes: 256 << 10,
+        memory_bytes: 256 << 10,
         disk_cache_bytes: 8 << 20,
         wal_upload_interval: Duration::from_millis(20),
         shape: Shape { sst_bytes: 16 << 10, level_base_bytes: 64 << 10, ..Shape::default() },

@@ -163,3 +163,46 @@ fn a_bucket_that_does_not_answer_ends_a_batch_at_once_and_the_read_says_why() {
     let refused = txn.get(TREE, &keys[0], ReadAs::Snapshot, |_| ()).unwrap_err();
     assert_eq!(refused.kind(), engine::Kind::Unavailable);
 }
+
+/// So many runs, each with its share of the rows, evenly spread.
+fn in_runs(runs: u32) -> Arc<MemoryBucket> {
+    let bucket = Arc::new(MemoryBucket::new());
+    let engine = open(bucket.clone(), Background::Manual, 1 << 30);
+    for run in 0..runs {
+        let mut txn = engine.begin();
+        for row in (0..4000).filter(|row| row % runs == run) {
+            txn.put(TREE, &u32::to_be_bytes(row), &value(row)).unwrap();
+        }
+        txn.commit().unwrap();
+        for job in [Job::Freeze, Job::Flush, Job::Publish] {
+            while engine.step(job).unwrap() {}
+        }
+    }
+    engine.close().unwrap();
+    bucket
+}
+
+#[test]
+fn a_cold_look_up_in_many_runs_waits_as_if_there_were_one() {
+    let inner = in_runs(4);
+    let round_trips = |background: Background| {
+        let waits = Arc::new(Waits::default());
+        let counted = Arc::clone(&waits);
+        let latency = Effect::Latency { p50: Duration::from_millis(1), p99: Duration::from_millis(1) };
+        let rule = Rule::new("*/sst/*", latency).on(Operation::Get);
+        let bucket = FaultyBucket::new(inner.clone(), 1, vec![rule]);
+        let bucket = Arc::new(bucket.with_pause(Arc::new(move |_| counted.pause())));
+        let engine = open(bucket, background, 1 << 30);
+        waits.take();
+        // Of the oldest run; all newer ones have keys on both sides of it.
+        assert_eq!(read(&engine, &[2000u32.to_be_bytes()]), vec![Some(value(2000))]);
+        assert_eq!(read(&engine, &[9000u32.to_be_bytes()]), vec![None]);
+        let (_, round_trips) = waits.take();
+        engine.close().unwrap();
+        round_trips
+    };
+    let one_by_one = round_trips(Background::Manual);
+    let together = round_trips(Background::Threads);
+    assert!(one_by_one >= 5, "each run is opened, its filter asked: {one_by_one}");
+    assert!(together <= 3, "{together} round trips, {one_by_one} one by one");
+}

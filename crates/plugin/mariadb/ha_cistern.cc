@@ -27,7 +27,7 @@ static handlerton *cistern_hton;
 /* ---- settings ---- */
 
 static char *setting_bucket, *setting_branch, *setting_data_dir;
-static unsigned long long setting_block_cache, setting_memtable, setting_disk_cache, setting_unuploaded, setting_transaction;
+static unsigned long long setting_memory, setting_memtable, setting_disk_cache, setting_unuploaded, setting_transaction;
 static unsigned int setting_upload_interval;
 
 #define SETTING_SIZE(name, variable, text, default_value, minimum) \
@@ -42,11 +42,11 @@ static MYSQL_SYSVAR_STR(branch, setting_branch, PLUGIN_VAR_RQCMDARG | PLUGIN_VAR
   "Branch of the bucket that this server writes", nullptr, nullptr, "main");
 static MYSQL_SYSVAR_STR(data_dir, setting_data_dir, PLUGIN_VAR_RQCMDARG | PLUGIN_VAR_READONLY | PLUGIN_VAR_MEMALLOC,
   "Directory of the local wal and caches; without it '#cistern' in the data directory", nullptr, nullptr, "");
-static SETTING_SIZE(block_cache_size, setting_block_cache, "Bytes of memory for decompressed blocks", 512 * MIB, MIB);
-static SETTING_SIZE(memtable_size, setting_memtable, "Bytes of memory that newest rows fill before they are flushed", 64 * MIB, 64 * KIB);
+static SETTING_SIZE(memory_size, setting_memory, "Bytes of memory that the whole server may take; 0: half of the machine's, or most of what its control group allows", 0, 0);
+static SETTING_SIZE(memtable_size, setting_memtable, "Bytes of memory that newest rows fill before they are flushed; 0: a sixteenth of the engine's, 64 MiB at most", 0, 0);
 static SETTING_SIZE(disk_cache_size, setting_disk_cache, "Bytes of local disk for chunks of objects", 10 * GIB, MIB);
 static SETTING_SIZE(unuploaded_size_max, setting_unuploaded, "Bytes of flushed data that may wait for their upload before writes are refused", 4 * GIB, MIB);
-static SETTING_SIZE(transaction_size_max, setting_transaction, "Bytes that one transaction may write", 1 * GIB, MIB);
+static SETTING_SIZE(transaction_size_max, setting_transaction, "Bytes that one transaction may write; 0: an eighth of the engine's memory, 1 GiB at most", 0, 0);
 static MYSQL_SYSVAR_UINT(wal_upload_interval_ms, setting_upload_interval, PLUGIN_VAR_RQCMDARG | PLUGIN_VAR_READONLY,
   "Milliseconds between uploads of the wal: what a lost disk may cost, with the upload's own time", nullptr, nullptr, 700, 10, 3600000, 0);
 static MYSQL_THDVAR_ULONG(lock_wait_timeout, PLUGIN_VAR_RQCMDARG,
@@ -56,7 +56,7 @@ static MYSQL_THDVAR_BOOL(snapshot_isolation, PLUGIN_VAR_OPCMDARG,
   "In REPEATABLE READ, a write to a row that changed after the transaction's snapshot fails with 1213; OFF writes over it, as InnoDB long did", nullptr, nullptr, TRUE);
 
 static struct st_mysql_sys_var *cistern_settings[]= {
-  MYSQL_SYSVAR(bucket), MYSQL_SYSVAR(branch), MYSQL_SYSVAR(data_dir), MYSQL_SYSVAR(block_cache_size), MYSQL_SYSVAR(memtable_size), MYSQL_SYSVAR(disk_cache_size),
+  MYSQL_SYSVAR(bucket), MYSQL_SYSVAR(branch), MYSQL_SYSVAR(data_dir), MYSQL_SYSVAR(memory_size), MYSQL_SYSVAR(memtable_size), MYSQL_SYSVAR(disk_cache_size),
   MYSQL_SYSVAR(unuploaded_size_max), MYSQL_SYSVAR(transaction_size_max), MYSQL_SYSVAR(wal_upload_interval_ms), MYSQL_SYSVAR(lock_wait_timeout), MYSQL_SYSVAR(snapshot_isolation), nullptr };
 
 /* Applications and dumps set these two of InnoDB's session variables; a plugin's variables start with its name, hence the names of the two small plugins below. */
@@ -974,7 +974,7 @@ static int cistern_init(void *pointer)
   hton->signal_ddl_recovery_done= cistern_hton_ddl_recovery_done;
   hton->tablefile_extensions= no_extensions;
   cistern_config config= { text_of(setting_bucket), text_of(setting_branch), text_of(setting_data_dir), text_of(mysql_real_data_home), text_of(opt_mysql_tmpdir),
-    setting_block_cache, setting_memtable, setting_disk_cache, setting_unuploaded, setting_transaction, setting_upload_interval };
+    setting_memory, setting_memtable, setting_disk_cache, setting_unuploaded, setting_transaction, setting_upload_interval };
   if (int status= cistern_start(&callbacks, &config)) {
     /* A server that can not have its tables ends here, with a status that tells its supervisor why; one that runs already stays. */
     if (!mysqld_server_started)

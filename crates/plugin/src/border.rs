@@ -133,7 +133,7 @@ pub struct Config {
     pub data_dir: Text,
     pub server_dir: Text,
     pub temporary_dir: Text,
-    pub block_cache_bytes: u64,
+    pub memory_bytes: u64,
     pub memtable_bytes: u64,
     pub disk_cache_bytes: u64,
     pub unuploaded_bytes_max: u64,

@@ -82,7 +82,7 @@ unsafe extern "C" fn cistern_start(callbacks: *const Callbacks, config: *const C
             branch: text(&config.branch),
             data_dir: text(&config.data_dir),
             server_dir: text(&config.server_dir),
-            block_cache_bytes: config.block_cache_bytes,
+            memory_bytes: config.memory_bytes,
             memtable_bytes: config.memtable_bytes,
             disk_cache_bytes: config.disk_cache_bytes,
             unuploaded_bytes_max: config.unuploaded_bytes_max,

@@ -16,4 +16,5 @@ mod guard;
 mod leftovers;
 mod life;
 mod log;
+mod memory;
 mod paths;

@@ -16,6 +16,7 @@ use crate::codes::exit;
 use crate::collations::ServerCollations;
 use crate::files::{Failure, FileMirror, Watcher};
 use crate::log::{self, Level};
+use crate::memory;
 use crate::paths::TEMPORARY;
 
 /// Names a point of the engine at which the process is killed or stopped. For tests of crashes alone.
@@ -27,10 +28,13 @@ pub struct Start {
     pub branch: String,
     pub data_dir: String,
     pub server_dir: String,
-    pub block_cache_bytes: u64,
+    /// For the whole process; 0: as the machine allows.
+    pub memory_bytes: u64,
+    /// 0: as fits the memory.
     pub memtable_bytes: u64,
     pub disk_cache_bytes: u64,
     pub unuploaded_bytes_max: u64,
+    /// 0: as fits the memory.
     pub transaction_bytes_max: u64,
     pub wal_upload_interval: Duration,
 }
@@ -175,18 +179,23 @@ fn open_tables(callbacks: &Callbacks, engine: Arc<Engine>, server_dir: &Path) ->
 }
 
 fn settings(start: &Start) -> Settings {
-    let bytes = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
+    let set = |value: u64, least: usize, derived: usize| match value {
+        0 => derived,
+        set => usize::try_from(set).unwrap_or(usize::MAX).max(least),
+    };
+    let process = memory::process_bytes(start.memory_bytes);
+    let derived = Settings::for_memory(memory::engine_bytes(process, memory::resident_bytes()));
+    let scale = memory::Scale::new(process);
     Settings {
         branch: start.branch.clone(),
-        block_cache_bytes: bytes(start.block_cache_bytes),
-        memtable_bytes: bytes(start.memtable_bytes),
+        memtable_bytes: set(start.memtable_bytes, 64 << 10, derived.memtable_bytes),
         disk_cache_bytes: start.disk_cache_bytes,
         unuploaded_bytes_max: start.unuploaded_bytes_max,
-        transaction_bytes_max: bytes(start.transaction_bytes_max),
+        transaction_bytes_max: set(start.transaction_bytes_max, 1 << 20, derived.transaction_bytes_max),
         wal_upload_interval: start.wal_upload_interval,
         background: Background::Threads,
-        hooks: Hooks { on_fatal: Arc::new(end_process) },
-        ..Settings::default()
+        hooks: Hooks { on_fatal: Arc::new(end_process), oversize: Arc::new(move || scale.oversize()) },
+        ..derived
     }
 }
 

@@ -65,7 +65,7 @@ pub(crate) struct Plan {
     pub(crate) disk_full_every: u64,
     pub(crate) sync_fails_every: u64,
     pub(crate) memtable_bytes: usize,
-    pub(crate) block_cache_bytes: usize,
+    pub(crate) memory_bytes: usize,
     pub(crate) disk_cache_bytes: u64,
     pub(crate) unuploaded_bytes_max: u64,
     pub(crate) shape: Shape,
@@ -90,7 +90,7 @@ impl Plan {
             disk_full_every: random.pick(&[100, never]),
             sync_fails_every: random.pick(&[150, never]),
             memtable_bytes: random.pick(&[4 << 10, 16 << 10, 128 << 10]),
-            block_cache_bytes: random.pick(&[0, 64 << 10, 16 << 20]),
+            memory_bytes: random.pick(&[0, 256 << 10, 16 << 20]),
             disk_cache_bytes: random.pick(&[0, 512 << 10, 16 << 20]),
             unuploaded_bytes_max: random.pick(&[256 << 10, 1 << 30, 1 << 30]),
             shape: Shape {
@@ -131,13 +131,13 @@ impl Plan {
 
     pub(crate) fn settings(&self) -> Settings {
         Settings {
-            block_cache_bytes: self.block_cache_bytes,
+            memory_bytes: self.memory_bytes,
             memtable_bytes: self.memtable_bytes,
             disk_cache_bytes: self.disk_cache_bytes,
             unuploaded_bytes_max: self.unuploaded_bytes_max,
             shape: self.shape.clone(),
             background: Background::Manual,
-            hooks: Hooks { on_fatal: std::sync::Arc::new(|_| ()) },
+            hooks: Hooks { on_fatal: std::sync::Arc::new(|_| ()), ..Hooks::default() },
             ..Settings::default()
         }
     }

@@ -45,9 +45,8 @@ pub fn run(arguments: &Arguments, directory: &Path, report: &mut Report) -> Resu
     let store = Weather::slow(&directory.join("bucket"), AWAY);
     let mut plan = Plan::in_directory(directory);
     store.serve(&mut plan);
-    // One memtable takes writes and up to four wait: a sixteenth each and the blocks are together what InnoDB has.
-    plan.server_options.push(format!("--cistern-block-cache-size={}M", (cache * 3 / 4).max(1)));
-    plan.server_options.push(format!("--cistern-memtable-size={}M", (cache / 16).max(1)));
+    // InnoDB's pool is one part of its server's memory; a server without any engine takes some 100 MiB beside it.
+    plan.server_options.push(format!("--cistern-memory-size={}M", cache + 128));
     let ours = Target::start_planned(Kind::Cistern, directory, plan)?;
     let pool = format!("--innodb-buffer-pool-size={cache}M");
     let options =

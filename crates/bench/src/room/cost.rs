@@ -25,7 +25,7 @@ pub fn run(arguments: &Arguments, directory: &Path, report: &mut Report) -> Resu
     let store = Weather::slow(&directory.join("bucket"), Duration::ZERO);
     let mut plan = Plan::in_directory(directory);
     store.serve(&mut plan);
-    plan.server_options.push("--cistern-block-cache-size=1G".into());
+    plan.server_options.push("--cistern-memory-size=1152M".into());
     let ours = Target::start_planned(Kind::Cistern, directory, plan)?;
     let innodb = Target::start(Kind::InnoDb, directory, &[])?;
     let rows = ((arguments.scale * GIB / ROW_BYTES) as u64).max(10_000);

@@ -37,7 +37,7 @@ impl Target {
     pub fn start(kind: Kind, directory: &Path, options: &[&str]) -> Result<Self, String> {
         let mut plan = Plan::in_directory(directory);
         if kind == Kind::Cistern {
-            plan.server_options.push("--cistern-block-cache-size=1G".into());
+            plan.server_options.push("--cistern-memory-size=1152M".into());
         }
         plan.server_options.extend(options.iter().map(|&option| option.into()));
         Self::start_planned(kind, directory, plan)

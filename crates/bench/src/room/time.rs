@@ -43,7 +43,7 @@ fn at_size(gigabytes: f64, directory: &Path, report: &mut Report) -> Result<(), 
     let store = Weather::slow(&directory.join("bucket"), AWAY);
     let mut plan = Plan::in_directory(directory);
     store.serve(&mut plan);
-    for option in ["--cistern-block-cache-size=1G", "--cistern-transaction-size-max=16G"] {
+    for option in ["--cistern-memory-size=1152M", "--cistern-transaction-size-max=16G"] {
         plan.server_options.push(option.into());
     }
     let ours = Target::start_planned(Kind::Cistern, directory, plan)?;
@@ -281,7 +281,7 @@ fn start(target: &mut Target, rows: u64, round: u64, lose: Option<PathBuf>) -> R
 /// Requests that had to leave the machine, or for InnoDB the memory.
 fn misses(target: &Target) -> Result<u64, String> {
     let name = match target.kind() {
-        Kind::Cistern => "cistern_bucket_get_requests",
+        Kind::Cistern => "cistern_bucket_waits",
         _ => "innodb_buffer_pool_reads",
     };
     target.counters(name)?.get(name).copied().ok_or_else(|| format!("there is no counter {name}"))

@@ -3,7 +3,8 @@
 //!
 //! * A pinned sst (not in the bucket yet) is never evicted. Everything else is a copy and may go at any moment.
 //! * Evictable bytes are at most the capacity, but for what was admitted a moment ago. The oldest file goes first,
-//!   sst or segment; chunks of it that were read most since they came are appended anew.
+//!   sst or segment; chunks of it that were read most since they came are appended anew. What a merge made of data that nobody read goes
+//!   before all others.
 //! * Nothing here is synced, pinned ssts included: until an sst is published, the wal has its contents. What survives a
 //!   restart may be wrong: every block carries a checksum that names its sst and its place, the readers verify it, and
 //!   `distrust` drops what failed.
@@ -25,6 +26,8 @@ use crate::{BranchId, Epoch, Result, SstId};
 const CHUNK: u64 = CHUNK_BYTES as u64;
 /// Files of ssts that are kept open; the process has a limit.
 const OPEN_SSTS_MAX: usize = 4096;
+/// Memory for one chunk: its place, its name in its segment, its share of the maps.
+const INDEX_BYTES: usize = 112;
 /// No more segments than this, whatever the capacity: each is an open file.
 const SEGMENTS_MAX: u64 = 2048;
 
@@ -88,6 +91,8 @@ struct LocalSst {
     pinned: bool,
     /// How often each of its chunks was read.
     reads: Vec<u8>,
+    /// It replaces ssts that nobody read: unless somebody does, it is the first to go.
+    cold: bool,
 }
 
 struct Chunk {
@@ -250,17 +255,19 @@ impl DiskCache {
         Ok(Some(read_file(&*file, 0..bytes)?))
     }
 
-    /// The bucket has it now: the file becomes a copy like any other.
+    /// The bucket has it now: the file becomes a copy like any other, and `make_room` may be due.
     pub(crate) fn unpin(&self, id: SstId) {
         let mut state = self.state.lock();
         let Some(sst) = state.ssts.get_mut(&id).filter(|sst| sst.pinned) else { return };
         sst.pinned = false;
-        let bytes = sst.bytes;
+        let (bytes, cold) = (sst.bytes, sst.cold && sst.reads.iter().all(|reads| *reads == 0));
         state.evictable_bytes += bytes;
-        state.queue.push_back(Unit::Sst(id));
+        if cold {
+            state.queue.push_front(Unit::Sst(id));
+        } else {
+            state.queue.push_back(Unit::Sst(id));
+        }
         state.opened.push_back(id);
-        drop(state);
-        self.make_room();
     }
 
     /// What is here of `range`. Bytes come as they are: the reader verifies. `mark`: the chunks are worth keeping.
@@ -299,17 +306,24 @@ impl DiskCache {
         if hit { &self.hits } else { &self.misses }.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Keeps a chunk that was fetched. On failure it is simply not kept.
+    /// Keeps a chunk that was fetched; `make_room` may be due afterwards. On failure it is simply not kept.
     pub(crate) fn keep(&self, id: SstId, chunk: u32, bytes: &Bytes) {
-        match self.append(id, chunk, bytes) {
-            Ok(()) => self.make_room(),
-            Err(error) => {
-                self.report(&error);
-                if error.full {
-                    self.evict_one();
-                }
+        if let Err(error) = self.append(id, chunk, bytes) {
+            self.report(&error);
+            if error.full {
+                self.evict_one();
             }
         }
+    }
+
+    /// Whether `make_room` has something to do.
+    pub(crate) fn is_too_full(&self) -> bool {
+        self.state.lock().evictable_bytes > self.capacity
+    }
+
+    /// Whether whoever evicts is left behind by those who insert.
+    pub(crate) fn is_far_too_full(&self) -> bool {
+        self.state.lock().evictable_bytes > self.capacity + self.capacity / 16 + 2 * self.segment_bytes
     }
 
     fn append(&self, id: SstId, chunk: u32, bytes: &Bytes) -> std::result::Result<(), DiskError> {
@@ -402,6 +416,36 @@ impl DiskCache {
         }
     }
 
+    /// How often chunks of an sst were read since they came here, those that were.
+    pub(crate) fn heat(&self, id: SstId) -> BTreeMap<u32, u8> {
+        let state = self.state.lock();
+        let whole = state.ssts.get(&id).map(|sst| (0..).zip(sst.reads.iter().copied()));
+        let pieces =
+            state.chunks.get(&id).map(|chunks| chunks.iter().map(|(chunk, place)| (*chunk, place.reads)));
+        let all = whole.into_iter().flatten().chain(pieces.into_iter().flatten());
+        all.filter(|(_, reads)| *reads > 0).collect()
+    }
+
+    /// A pinned sst that holds what nobody read before.
+    pub(crate) fn set_cold(&self, id: SstId) {
+        if let Some(sst) = self.state.lock().ssts.get_mut(&id) {
+            sst.cold = true;
+        }
+    }
+
+    /// A chunk that is here counts as read so many times, at least.
+    pub(crate) fn heat_up(&self, id: SstId, chunk: u32, reads: u8) {
+        let mut state = self.state.lock();
+        if let Some(count) = state.ssts.get_mut(&id).and_then(|sst| sst.reads.get_mut(chunk as usize)) {
+            *count = (*count).max(reads);
+        }
+    }
+
+    /// Whether what is brought here unasked would soon push out something else.
+    pub(crate) fn is_nearly_full(&self) -> bool {
+        self.state.lock().evictable_bytes > self.capacity / 10 * 9
+    }
+
     /// Counters and sizes at about this moment.
     pub(crate) fn status(&self) -> DiskCacheStatus {
         let state = self.state.lock();
@@ -416,8 +460,13 @@ impl DiskCache {
         }
     }
 
+    /// About what is kept in memory of the chunks that are here.
+    pub(crate) fn index_bytes(&self) -> usize {
+        (self.state.lock().evictable_bytes / CHUNK) as usize * INDEX_BYTES
+    }
+
     /// Evicts while there is too much. Another thread that already does so is left to it.
-    fn make_room(&self) {
+    pub(crate) fn make_room(&self) {
         let Some(_evicting) = self.evicting.try_lock() else { return };
         while self.state.lock().evictable_bytes > self.capacity && self.evict_oldest() {}
     }
@@ -647,7 +696,7 @@ impl State {
 
 impl LocalSst {
     fn new(file: Option<Arc<dyn DiskFile>>, bytes: u64, pinned: bool) -> Self {
-        Self { file, bytes, pinned, reads: vec![0; bytes.div_ceil(CHUNK) as usize] }
+        Self { file, bytes, pinned, reads: vec![0; bytes.div_ceil(CHUNK) as usize], cold: false }
     }
 }
 
@@ -740,6 +789,11 @@ fn read_headers(file: &dyn DiskFile, length: u64) -> std::result::Result<Vec<Seg
         at += HEADER_BYTES + u64::from(bytes);
     }
     Ok(entries)
+}
+
+/// The chunk of an object that its byte at `offset` is in.
+pub(crate) fn chunk_at(offset: u64) -> u32 {
+    (offset / CHUNK) as u32
 }
 
 /// The chunks that `range` touches.

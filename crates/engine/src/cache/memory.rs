@@ -4,6 +4,7 @@
 //! * What stays is decided by S3-FIFO: new blocks pass through a small queue and reach the main one only if they are
 //!   hit again, so a scan does not push out what is hot.
 //! * The bytes in slots are at most the capacity once `keep` returns; a reader may hold on to an evicted block.
+//! * The capacity is what is left of the engine's memory: whatever else grows there takes a [`Loan`], and blocks make room at once.
 //! * A slot is emptied by eviction or with its sst, never refilled with something else: an sst does not change.
 
 use std::collections::VecDeque;
@@ -62,6 +63,11 @@ impl<T> Slot<T> {
             }
         }
         guard
+    }
+
+    /// How often what is there was hit lately; `None`: nothing is there.
+    pub(crate) fn heat(&self) -> Option<u8> {
+        self.held.load().as_ref().map(|held| held.hot.load(Ordering::Relaxed))
     }
 
     /// What is there, without counting as a hit: for those who pass by once.
@@ -238,9 +244,13 @@ impl<P, F, B> Drop for Slots<P, F, B> {
     }
 }
 
-/// The memory budget that all open ssts of an engine share.
+/// The memory of an engine: what nobody has borrowed is for blocks.
 pub(crate) struct BlockCache {
-    capacity: usize,
+    memory: usize,
+    /// The sum of all loans.
+    lent: AtomicUsize,
+    /// By how much the process is larger than it should be, whatever the reason.
+    excess: AtomicUsize,
     queues: Mutex<Queues>,
     /// Bytes of entries in the queues whose sst is gone.
     dead_bytes: AtomicUsize,
@@ -261,7 +271,46 @@ pub struct BlockCacheStatus {
     pub capacity: u64,
     /// Blocks evicted.
     pub evictions: u64,
+    /// Bytes that others have borrowed.
+    pub lent: u64,
+    /// Bytes that the process was found to take beyond its limit, and that blocks give up for it.
+    pub excess: u64,
 }
+
+/// Memory that is not for blocks as long as this lives.
+pub(crate) struct Loan {
+    cache: Arc<BlockCache>,
+    bytes: AtomicUsize,
+}
+
+impl Loan {
+    /// What it is from now on.
+    pub(crate) fn resize(&self, bytes: usize) {
+        let before = self.bytes.swap(bytes, Ordering::Relaxed);
+        if bytes > before {
+            self.cache.lent.fetch_add(bytes - before, Ordering::Relaxed);
+            self.cache.make_room();
+        } else {
+            self.cache.lent.fetch_sub(before - bytes, Ordering::Relaxed);
+        }
+    }
+
+    /// Grows to so many, unless it is larger.
+    pub(crate) fn at_least(&self, bytes: usize) {
+        if bytes > self.bytes.load(Ordering::Relaxed) {
+            self.resize(bytes);
+        }
+    }
+}
+
+impl Drop for Loan {
+    fn drop(&mut self) {
+        self.cache.lent.fetch_sub(*self.bytes.get_mut(), Ordering::Relaxed);
+    }
+}
+
+/// Blocks keep a sixteenth of the memory whatever others borrow: without any of them, each read would unpack a block anew.
+const FLOOR_DIVISOR: usize = 16;
 
 const STRIPES: usize = 16;
 
@@ -289,14 +338,49 @@ struct Entry {
 
 impl BlockCache {
     /// An empty cache of that many bytes.
-    pub(crate) fn new(capacity: usize) -> Arc<Self> {
+    pub(crate) fn new(memory: usize) -> Arc<Self> {
         Arc::new(Self {
-            capacity,
+            memory,
+            lent: AtomicUsize::new(0),
+            excess: AtomicUsize::new(0),
             queues: Mutex::default(),
             dead_bytes: AtomicUsize::new(0),
             hits: Default::default(),
             misses: AtomicU64::new(0),
         })
+    }
+
+    /// Takes `bytes` out of the memory for blocks; some are evicted if need be. Never fails: who must not grow asks [`Self::spares`] first.
+    pub(crate) fn lend(self: &Arc<Self>, bytes: usize) -> Loan {
+        let loan = Loan { cache: Arc::clone(self), bytes: AtomicUsize::new(0) };
+        loan.resize(bytes);
+        loan
+    }
+
+    /// Whether a loan of `bytes` would leave at least half of the memory to blocks.
+    pub(crate) fn spares(&self, bytes: usize) -> bool {
+        self.lent.load(Ordering::Relaxed).saturating_add(bytes) <= self.memory / 2
+    }
+
+    /// The process was found to take so many bytes more than it should, or fewer. What is counted here is never all that it takes, so
+    /// blocks make up for the rest: at once for what is too much, step by step back.
+    pub(crate) fn heed(&self, too_much: i64) {
+        let excess = self.excess.load(Ordering::Relaxed);
+        let bytes = usize::try_from(too_much.unsigned_abs()).unwrap_or(usize::MAX);
+        let next = if too_much > 0 {
+            excess.saturating_add(bytes).min(self.memory)
+        } else {
+            excess.saturating_sub(bytes / 8)
+        };
+        self.excess.store(next, Ordering::Relaxed);
+        if next > excess {
+            self.make_room();
+        }
+    }
+
+    fn capacity(&self) -> usize {
+        let taken = self.lent.load(Ordering::Relaxed).saturating_add(self.excess.load(Ordering::Relaxed));
+        self.memory.saturating_sub(taken).max(self.memory / FLOOR_DIVISOR)
     }
 
     /// Counts a hit of a data block.
@@ -328,8 +412,10 @@ impl BlockCache {
             hits: self.hits.iter().map(|stripe| stripe.0.load(Ordering::Relaxed)).sum(),
             misses: self.misses.load(Ordering::Relaxed),
             bytes: queues.bytes().saturating_sub(dead) as u64,
-            capacity: self.capacity as u64,
+            capacity: self.capacity() as u64,
             evictions: queues.evictions,
+            lent: self.lent.load(Ordering::Relaxed) as u64,
+            excess: self.excess.load(Ordering::Relaxed) as u64,
         }
     }
 
@@ -343,12 +429,21 @@ impl BlockCache {
         } else {
             queues.push_small(entry);
         }
-        if self.dead_bytes.load(Ordering::Relaxed) > self.capacity / 8 {
+        self.fit(&mut queues);
+    }
+
+    fn make_room(&self) {
+        self.fit(&mut self.queues.lock());
+    }
+
+    fn fit(&self, queues: &mut Queues) {
+        let capacity = self.capacity();
+        if self.dead_bytes.load(Ordering::Relaxed) > capacity / 8 {
             let swept = queues.sweep();
             self.forgive(swept);
         }
-        while queues.bytes().saturating_sub(self.dead_bytes.load(Ordering::Relaxed)) > self.capacity {
-            let Some(dead) = queues.evict_one(self.capacity / SMALL_DIVISOR) else { break };
+        while queues.bytes().saturating_sub(self.dead_bytes.load(Ordering::Relaxed)) > capacity {
+            let Some(dead) = queues.evict_one(capacity / SMALL_DIVISOR) else { break };
             self.forgive(dead);
         }
     }
@@ -507,6 +602,51 @@ mod tests {
         let slots = slots(&cache, 10);
         assert_eq!(**slots.keep_block(0, 3, 3, ITEM), 3);
         assert!(slots.block(0, 3).peek().is_none());
+    }
+
+    #[test]
+    fn blocks_make_room_for_loans_and_get_it_back() {
+        let cache = fits(100);
+        let slots = slots(&cache, 1000);
+        let fill = |slots: &Arc<TestSlots>| {
+            (0..1000).for_each(|block| {
+                touch(slots, block);
+            });
+        };
+        let item = ITEM + HELD_BYTES;
+        fill(&slots);
+        let loan = cache.lend(60 * item);
+        assert!(cache.status().bytes <= 40 * item as u64);
+        loan.at_least(10 * item); // it is more already
+        fill(&slots);
+        assert!(cache.status().bytes <= 40 * item as u64);
+        assert!(!cache.spares(0), "more than half is lent");
+        loan.resize(1000 * item);
+        assert_eq!(cache.status().bytes, 6 * item as u64, "a sixteenth stays");
+        drop(loan);
+        fill(&slots);
+        assert!(cache.status().bytes >= 95 * item as u64);
+        assert_eq!(cache.status().lent, 0);
+    }
+
+    #[test]
+    fn blocks_make_up_for_what_was_not_counted() {
+        let cache = fits(100);
+        let slots = slots(&cache, 1000);
+        let item = (ITEM + HELD_BYTES) as i64;
+        (0..1000).for_each(|block| {
+            touch(&slots, block);
+        });
+        cache.heed(30 * item);
+        assert!(cache.status().bytes <= 70 * item as u64);
+        cache.heed(10 * item);
+        assert_eq!(cache.status().excess, 40 * item as u64, "it did not help enough");
+        cache.heed(-80 * item);
+        assert_eq!(cache.status().excess, 30 * item as u64);
+        for _ in 0..100 {
+            cache.heed(-80 * item);
+        }
+        assert_eq!(cache.status().excess, 0);
     }
 
     #[test]

@@ -5,5 +5,5 @@
 mod disk;
 mod memory;
 
-pub(crate) use disk::{DiskCache, DiskCacheStatus, Lookup, chunk_range, chunks_of};
-pub(crate) use memory::{BlockCache, BlockCacheStatus, Held, Slots};
+pub(crate) use disk::{DiskCache, DiskCacheStatus, Lookup, chunk_at, chunk_range, chunks_of};
+pub(crate) use memory::{BlockCache, BlockCacheStatus, Held, Loan, Slots};

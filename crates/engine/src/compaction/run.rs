@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::cut::{Cutter, Deeper};
 use super::pick::MergePlan;
 use super::retain::Retention;
+use crate::cache::Loan;
 use crate::limits::{LEVELS, Shape};
 use crate::memtable::Memtable;
 use crate::merge::Merge;
@@ -92,13 +93,22 @@ struct Output<'a> {
     options: SstOptions,
     builder: Option<SstBuilder>,
     done: Vec<Arc<SstMeta>>,
+    /// The sst in the making; its buffer grows by doubling, and hashes of its keys lie beside it.
+    _memory: Loan,
 }
 
 impl<'a> Output<'a> {
     fn new(context: &'a Context<'a>, to: usize, cutter: Cutter<'a>) -> Self {
         // Most bytes rest in the deepest level, where they are packed once and read for long.
         let compression = if to == LEVELS - 1 { Compression::Zstd } else { Compression::Lz4 };
-        Self { context, cutter, options: SstOptions::new(compression), builder: None, done: Vec::new() }
+        Self {
+            context,
+            cutter,
+            options: SstOptions::new(compression),
+            builder: None,
+            done: Vec::new(),
+            _memory: context.store.lend(context.shape.sst_bytes / 2 * 3),
+        }
     }
 
     /// Takes what `source` has from where it stands to `end`. `older_elsewhere`: may a key have older versions that this source
@@ -203,8 +213,9 @@ mod tests {
                 bucket: Arc::new(MemoryBucket::new()),
                 names: Names::new("main"),
                 branch: BranchId([7; 16]),
-                block_cache_bytes: 1 << 20,
+                memory_bytes: 1 << 20,
                 disk_cache_bytes: 0,
+                threads: false,
             };
             let store = SstStore::new(parts);
             Self {

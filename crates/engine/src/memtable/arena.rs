@@ -40,6 +40,8 @@ pub(super) struct Arena {
 struct Shard {
     chunk: AtomicPtr<Chunk>,
     bytes: AtomicUsize,
+    /// Of all chunks, whether handed out or not.
+    allocated: AtomicUsize,
     records: AtomicUsize,
     seqno_min: AtomicU64,
     seqno_max: AtomicU64,
@@ -133,6 +135,11 @@ impl Arena {
         self.shards.iter().map(|shard| shard.bytes.load(Ordering::Relaxed)).sum()
     }
 
+    /// Memory that it takes, handed out or not.
+    pub fn allocated(&self) -> usize {
+        self.shards.iter().map(|shard| shard.allocated.load(Ordering::Relaxed)).sum()
+    }
+
     /// Forgets everything in it and keeps a little memory for the next use. Exclusive access proves that no record or
     /// placed value is borrowed; whoever holds links into it must forget them too.
     pub fn reset(&mut self) {
@@ -156,6 +163,7 @@ impl Shard {
         Self {
             chunk: AtomicPtr::default(),
             bytes: AtomicUsize::new(0),
+            allocated: AtomicUsize::new(0),
             records: AtomicUsize::new(0),
             seqno_min: AtomicU64::new(u64::MAX),
             seqno_max: AtomicU64::new(0),
@@ -180,6 +188,7 @@ impl Shard {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         if bytes > OWN_CHUNK_BYTES {
             let chunk = Chunk::allocate(bytes);
+            self.allocated.fetch_add(bytes, Ordering::Relaxed);
             self.chunks.lock().push(OwnedChunk(chunk));
             // SAFETY: just made, and freed only with exclusive access to the arena.
             return unsafe { chunk.as_ref() }.start;
@@ -208,8 +217,9 @@ impl Shard {
         }
         // SAFETY: as in `allocate`.
         let size = unsafe { seen.as_ref() }.map_or(CHUNK_BYTES_MIN, |chunk| chunk.layout.size() * 2);
-        let chunk =
-            Chunk::allocate(size.clamp(CHUNK_BYTES_MIN.max(OWN_CHUNK_BYTES.min(size)), CHUNK_BYTES_MAX));
+        let size = size.clamp(CHUNK_BYTES_MIN.max(OWN_CHUNK_BYTES.min(size)), CHUNK_BYTES_MAX);
+        let chunk = Chunk::allocate(size);
+        self.allocated.fetch_add(size, Ordering::Relaxed);
         chunks.push(OwnedChunk(chunk));
         self.chunk.store(chunk.as_ptr(), Ordering::Release);
     }
@@ -230,6 +240,8 @@ impl Shard {
         *self = Self::new();
         *self.chunk.get_mut() = current;
         if let Some(chunk) = kept {
+            // SAFETY: owned and not shared, as above.
+            *self.allocated.get_mut() = unsafe { chunk.as_ref() }.layout.size();
             // SAFETY: owned and not shared, as above.
             unsafe { chunk.as_ref() }.used.store(0, Ordering::Relaxed);
             self.chunks.get_mut().push(OwnedChunk(chunk));

@@ -12,13 +12,14 @@ mod tests;
 mod tree;
 
 use std::ops::Bound;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
 use self::arena::{Arena, Link, Placed};
 use self::tree::Tree;
+use crate::cache::{BlockCache, Loan};
 use crate::{OpKind, Seqno, TreeId, tree_of};
 
 pub use self::iter::{InOrder, MemtableIter};
@@ -37,6 +38,8 @@ pub struct Memtable {
     tree_count: AtomicUsize,
     /// Held while a tree is added.
     adding: Mutex<()>,
+    /// What it takes of the engine's memory, until its last reader lets go of it.
+    memory: OnceLock<Loan>,
 }
 
 impl Memtable {
@@ -56,6 +59,7 @@ impl Memtable {
             buckets: (0..buckets).map(|_| Link::default()).collect(),
             tree_count: AtomicUsize::new(0),
             adding: Mutex::new(()),
+            memory: OnceLock::new(),
         }
     }
 
@@ -98,6 +102,12 @@ impl Memtable {
     /// Bytes taken by records and by the trees above them.
     pub fn bytes(&self) -> usize {
         self.arena.bytes()
+    }
+
+    /// Counts what it takes as a loan from `cache`: `planned` bytes at least.
+    pub(crate) fn count_memory(&self, cache: &Arc<BlockCache>, planned: usize) {
+        let loan = self.memory.get_or_init(|| cache.lend(0));
+        loan.at_least(self.arena.allocated().max(planned));
     }
 
     /// Versions in it.

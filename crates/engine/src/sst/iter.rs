@@ -6,7 +6,8 @@
 use std::sync::Arc;
 
 use super::block::{Block, Row};
-use super::reader::{PartitionBody, Purpose, Sst, Window, handle_at};
+use super::reader::{PartitionBody, Purpose, Sst, handle_at};
+use super::window::Window;
 use crate::cache::Held;
 use crate::first_part::Probe;
 use crate::source::{Source, pass_by_steps};

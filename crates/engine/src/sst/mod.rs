@@ -1,6 +1,6 @@
 //! Sorted versions to immutable bytes, and back. Read the modules in this order.
 //!
-//! Never here: levels, the bucket, clocks, threads. Bytes arrive from a [`ByteSource`](crate::store::ByteSource) or as
+//! Never here: levels, the bucket, clocks. Bytes arrive from a [`ByteSource`](crate::store::ByteSource) or as
 //! slices. The bytes themselves are described in `docs/formats/sst.md`.
 
 mod block;
@@ -13,6 +13,7 @@ mod measured;
 mod reader;
 #[cfg(test)]
 mod tests;
+mod window;
 
 pub(crate) use builder::{SstBuilder, SstOptions};
 pub(crate) use describe::describe;

@@ -4,15 +4,17 @@
 //!   where the truth is, and only then is the sst [`Kind::Corrupt`].
 //! * A lookup of a cached key takes no lock and allocates nothing.
 
-use std::ops::Range;
+use std::ops::{Deref, Range};
 use std::sync::Arc;
 
+use arc_swap::Guard;
 use bytes::Bytes;
 
 use super::block::{Block, Row};
 use super::filter::{Filter, FirstPartFilter};
 use super::format::{BlockKind, Compression, Footer, Handle, check_seal, unseal};
-use crate::cache::{BlockCache, Held, Slots};
+use super::window::Window;
+use crate::cache::{BlockCache, Held, Loan, Slots};
 use crate::first_part::Probe;
 use crate::store::{ByteSource, Keep};
 use crate::version::SstMeta;
@@ -20,9 +22,9 @@ use crate::{Error, Kind, OpKind, Result, Seqno, SstId, TreeId};
 
 /// The tail that is fetched at once when an sst is opened: footer, summary and, mostly, the top index.
 const TAIL_BYTES: u64 = 16 * 1024;
-/// Windows of sequential reads grow from the first to the second.
-const WINDOW_BYTES_MIN: u64 = 256 * 1024;
-const WINDOW_BYTES_MAX: u64 = 4 << 20;
+/// Memory of an open sst for each partition and for each data block, whether anything of them is cached or not.
+const PARTITION_BYTES: usize = 192;
+const SLOT_BYTES: usize = 16;
 
 /// Why blocks are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +48,8 @@ pub(crate) struct Sst {
     partitions: Box<[Partition]>,
     slots: Arc<Slots<PartitionBody, FirstPartFilter, Block>>,
     cache: Arc<BlockCache>,
+    /// What it takes while it is open and none of its blocks is cached.
+    _memory: Loan,
     source: ByteSource,
 }
 
@@ -84,10 +88,28 @@ pub(crate) enum Piece {
     Block(BlockPlace),
 }
 
-/// A version that was found; keeps its block in memory.
+/// A version that was found; keeps its block in memory. Not for long: a thread has few of the guards that it may hold.
 pub(crate) struct Found {
-    block: Arc<Held<Block>>,
+    block: BlockGuard,
     row: Row,
+}
+
+/// A block that stays, without touching its reference count if it was in the cache.
+enum BlockGuard {
+    /// What a slot held, which was not nothing.
+    Looked(Guard<Option<Arc<Held<Block>>>>),
+    Fetched(Arc<Held<Block>>),
+}
+
+impl Deref for BlockGuard {
+    type Target = Block;
+    #[inline]
+    fn deref(&self) -> &Block {
+        match self {
+            Self::Looked(guard) => guard.as_ref().expect("only made of a slot that is full"),
+            Self::Fetched(block) => block,
+        }
+    }
 }
 
 impl Found {
@@ -132,8 +154,12 @@ impl Sst {
         };
         let Tail { top, partitions, blocks, data_bytes } = opened?;
         let slots = Slots::new(cache, partitions.iter().map(|partition| partition.blocks));
+        let slots_bytes = partitions.len() * PARTITION_BYTES + blocks as usize * SLOT_BYTES;
+        let keys = meta.first_key.len() + meta.last_key.len();
+        let memory = cache.lend(slots_bytes + top.bytes() + keys + size_of::<Self>());
         let cache = Arc::clone(cache);
         Ok(Self {
+            _memory: memory,
             id: meta.id,
             entries: meta.entries,
             blocks,
@@ -149,12 +175,24 @@ impl Sst {
 
     /// The newest version of `full_key`, whose [`hash`](super::hash) is `hash`, that is not newer than `at`.
     pub(crate) fn get_hashed(&self, full_key: &[u8], hash: u64, at: Seqno) -> Result<Option<Found>> {
+        self.get_or_tell(full_key, hash, at, &|| ())
+    }
+
+    /// The same. `cold` is called before filter and index are fetched from the bucket: whoever knows what else will be missing
+    /// may fetch all of it at once.
+    pub(crate) fn get_or_tell(
+        &self,
+        full_key: &[u8],
+        hash: u64,
+        at: Seqno,
+        cold: &dyn Fn(),
+    ) -> Result<Option<Found>> {
         let partition = self.top.lower_bound(full_key, Seqno(u64::MAX));
         if partition == self.partitions.len() {
             return Ok(None);
         }
-        let Some(place) = self.place_of(partition, full_key, hash)? else { return Ok(None) };
-        let block = self.block(&place)?;
+        let Some(place) = self.place_of(partition, full_key, hash, cold)? else { return Ok(None) };
+        let block = self.look_at_block(&place)?;
         let row = block.lower_bound(full_key, at);
         if row < block.rows() {
             return Ok(found(block, row, full_key));
@@ -167,8 +205,14 @@ impl Sst {
 
     /// The block of a partition that should have the key; `None`: it is not there.
     #[inline]
-    fn place_of(&self, partition: usize, full_key: &[u8], hash: u64) -> Result<Option<BlockPlace>> {
-        self.with_partition(partition, |body| {
+    fn place_of(
+        &self,
+        partition: usize,
+        full_key: &[u8],
+        hash: u64,
+        cold: &dyn Fn(),
+    ) -> Result<Option<BlockPlace>> {
+        self.with_partition(partition, cold, |body| {
             if !body.filter.may_contain(hash) {
                 return None;
             }
@@ -189,7 +233,7 @@ impl Sst {
         if !in_memory && !self.source.is_here(&partition.range()) {
             return Ok(Reach::Missing(Piece::Partition(number)));
         }
-        let Some(place) = self.place_of(number, full_key, hash)? else { return Ok(Reach::Absent) };
+        let Some(place) = self.place_of(number, full_key, hash, &|| ())? else { return Ok(Reach::Absent) };
         let in_memory = self.slots.block(place.partition, place.block).peek().is_some();
         if in_memory || self.source.is_here(&place.handle.range()) {
             return Ok(Reach::Block);
@@ -222,11 +266,11 @@ impl Sst {
                     return Ok(None);
                 }
             }
-            let handle = self.with_partition(partition, |body| handle_at(&body.index, block))?;
+            let handle = self.with_partition(partition, &|| (), |body| handle_at(&body.index, block))?;
             let data = self.block(&BlockPlace { partition, block, handle })?;
             let row = data.lower_bound(full_key, at);
             if row < data.rows() {
-                return Ok(found(data, row, full_key));
+                return Ok(found(BlockGuard::Fetched(data), row, full_key));
             }
             block += 1;
         }
@@ -264,15 +308,41 @@ impl Sst {
     }
 
     /// The block that the first version at or after `full_key` is in; `None`: all sort before it.
-    pub(super) fn find_block(&self, full_key: &[u8]) -> Result<Option<BlockPlace>> {
+    pub(crate) fn find_block(&self, full_key: &[u8]) -> Result<Option<BlockPlace>> {
         let partition = self.top.lower_bound(full_key, Seqno(u64::MAX));
         if partition == self.partitions.len() {
             return Ok(None);
         }
-        self.with_partition(partition, |body| {
+        self.with_partition(partition, &|| (), |body| {
             let block = body.index.lower_bound(full_key, Seqno(u64::MAX)).min(body.index.rows() - 1);
             Some(BlockPlace { partition, block, handle: handle_at(&body.index, block) })
         })
+    }
+
+    /// The blocks of the partitions whose index is in memory: the last key that each may hold, where it lies, and how often it was hit lately if it
+    /// is in memory too.
+    pub(crate) fn blocks_at_hand(&self) -> Vec<(Vec<u8>, u64, Option<u8>)> {
+        let mut blocks = Vec::new();
+        for number in 0..self.partitions.len() {
+            let Some(body) = self.slots.partition(number).peek() else { continue };
+            for row in 0..body.index.rows() {
+                let key = body.index.key(&body.index.row(row)).to_vec();
+                let heat = self.slots.block(number, row).heat();
+                blocks.push((key, handle_at(&body.index, row).offset, heat));
+            }
+        }
+        blocks
+    }
+
+    /// Brings a block into memory that is likely to be wanted.
+    pub(crate) fn warm_block(&self, place: &BlockPlace) -> Result<()> {
+        let BlockPlace { partition, block, handle } = *place;
+        if self.slots.block(partition, block).heat().is_none() {
+            let data = self.decoded_block(handle, None)?;
+            let bytes = data.bytes();
+            self.slots.keep_block(partition, block, data, bytes);
+        }
+        Ok(())
     }
 
     /// About what lies before a block, or before the end.
@@ -289,7 +359,7 @@ impl Sst {
         self.partitions.len()
     }
 
-    pub(super) fn data_bytes(&self) -> u64 {
+    pub(crate) fn data_bytes(&self) -> u64 {
         self.data_bytes
     }
 
@@ -307,11 +377,19 @@ impl Sst {
 
     /// Lets `f` see a partition, without touching its reference count when it is cached.
     #[inline]
-    fn with_partition<R>(&self, partition: usize, f: impl FnOnce(&PartitionBody) -> R) -> Result<R> {
+    fn with_partition<R>(
+        &self,
+        partition: usize,
+        cold: &dyn Fn(),
+        f: impl FnOnce(&PartitionBody) -> R,
+    ) -> Result<R> {
         if let Some(body) = &*self.slots.partition(partition).look() {
             return Ok(f(body));
         }
-        Ok(f(&*self.fetch_partition(partition)?))
+        if !self.source.is_here(&self.partitions[partition].range()) {
+            cold();
+        }
+        Ok(f(&*self.partition(partition)?))
     }
 
     #[cold]
@@ -346,6 +424,18 @@ impl Sst {
         Ok(())
     }
 
+    /// A data block to look at and let go.
+    #[inline]
+    fn look_at_block(&self, place: &BlockPlace) -> Result<BlockGuard> {
+        let BlockPlace { partition, block, handle } = *place;
+        let guard = self.slots.block(partition, block).look();
+        if guard.is_some() {
+            self.cache.count_hit();
+            return Ok(BlockGuard::Looked(guard));
+        }
+        Ok(BlockGuard::Fetched(self.fetch_block(partition, block, handle, None)?))
+    }
+
     /// A data block, from the cache or fetched into it.
     #[inline]
     pub(super) fn block(&self, place: &BlockPlace) -> Result<Arc<Held<Block>>> {
@@ -371,7 +461,7 @@ impl Sst {
             Purpose::Query => {
                 if let Some(held) = &*slot.look() {
                     self.cache.count_hit();
-                    window.pass(handle);
+                    window.pass(handle.range());
                     return Ok(Arc::clone(held));
                 }
                 self.fetch_block(partition, block, handle, Some(window))
@@ -419,7 +509,7 @@ impl Sst {
         decode: impl Fn(&[u8]) -> Result<T>,
     ) -> Result<T> {
         let stored = match window {
-            Some(window) => window.read(&self.source, range.clone(), self.data_bytes)?,
+            Some(window) => window.read(&self.source, &self.cache, range.clone(), self.data_bytes)?,
             None => self.source.read(range.clone(), Keep::Yes)?,
         };
         match decode(&stored) {
@@ -553,8 +643,8 @@ pub(super) fn handle_at(index: &Block, row: usize) -> Handle {
     Handle::decode(index.value(&index.row(row))).expect("checked when the partition was loaded")
 }
 
-#[inline]
-fn found(block: Arc<Held<Block>>, row: usize, full_key: &[u8]) -> Option<Found> {
+#[inline(always)]
+fn found(block: BlockGuard, row: usize, full_key: &[u8]) -> Option<Found> {
     let row = block.row(row);
     if block.key(&row) != full_key {
         return None;
@@ -639,66 +729,6 @@ impl SstSummary {
             loaded: false,
             opened: Default::default(),
         }
-    }
-}
-
-/// The piece of an sst that an iterator has fetched ahead.
-pub(super) struct Window {
-    start: u64,
-    bytes: Bytes,
-    /// How much was fetched ahead last; 0: the reads did not look sequential.
-    ahead: u64,
-    /// Where the block read last starts and ends.
-    last: Option<Range<u64>>,
-    eager: bool,
-}
-
-impl Window {
-    pub(super) fn new(purpose: Purpose) -> Self {
-        Self { start: 0, bytes: Bytes::new(), ahead: 0, last: None, eager: purpose == Purpose::Compaction }
-    }
-
-    /// For the sst that follows in a run: bytes are dropped, the pace is kept.
-    pub(super) fn carry_over(&mut self, data_bytes: u64, forward: bool) {
-        self.bytes = Bytes::new();
-        if self.last.is_some() {
-            self.last = Some(if forward { 0..0 } else { data_bytes..data_bytes });
-        }
-    }
-
-    /// A block was found in the cache.
-    fn pass(&mut self, handle: Handle) {
-        self.last = Some(handle.range());
-    }
-
-    fn read(&mut self, source: &ByteSource, range: Range<u64>, data_bytes: u64) -> Result<Bytes> {
-        let last = self.last.replace(range.clone());
-        let within = |window: &Self| {
-            let from = range.start.checked_sub(window.start)? as usize;
-            let to = from + (range.end - range.start) as usize;
-            (to <= window.bytes.len()).then(|| window.bytes.slice(from..to))
-        };
-        if let Some(bytes) = within(self) {
-            return Ok(bytes);
-        }
-        let keep = if self.eager { Keep::No } else { Keep::Yes };
-        let forward = self.eager || last.as_ref().is_some_and(|last| last.end == range.start);
-        let backward = !forward && last.is_some_and(|last| last.start == range.end);
-        if !forward && !backward {
-            self.ahead = 0;
-            self.bytes = Bytes::new();
-            return source.read(range, keep);
-        }
-        let most = if self.eager { WINDOW_BYTES_MAX } else { self.ahead * 2 };
-        self.ahead = most.clamp(WINDOW_BYTES_MIN, WINDOW_BYTES_MAX);
-        let wide = if forward {
-            range.start..(range.start + self.ahead).min(data_bytes).max(range.end)
-        } else {
-            range.end.saturating_sub(self.ahead).min(range.start)..range.end
-        };
-        self.bytes = source.read(wide.clone(), keep)?;
-        self.start = wide.start;
-        within(self).ok_or_else(|| Error::new(Kind::Bug, "a window without the block it was fetched for"))
     }
 }
 

@@ -116,8 +116,9 @@ proptest! {
             bucket: Arc::new(MemoryBucket::new()),
             names: Names::new("main"),
             branch: BranchId([1; 16]),
-            block_cache_bytes: 10_000,
+            memory_bytes: 10_000,
             disk_cache_bytes: 1 << 20,
+            threads: false,
         });
         let mut cuts: Vec<_> = cuts.iter().map(|cut| cut.index(versions.len())).collect();
         cuts.extend([0, versions.len()]);

@@ -11,7 +11,7 @@ use crate::limits::CHUNK_BYTES;
 use crate::source::Source;
 use crate::sst::{Compression, LevelIter, Purpose, SstBuilder, SstIter, SstOptions};
 use crate::version::Run;
-use crate::{Epoch, Kind, OpKind, Seqno};
+use crate::{Epoch, Kind, OpKind, Seqno, SystemClock};
 
 const BRANCH: BranchId = BranchId([7; 16]);
 const VALUE_BYTES: usize = 500;
@@ -23,14 +23,27 @@ struct World {
     metas: Vec<Arc<SstMeta>>,
 }
 
-fn store_on(disk: &SimDisk, bucket: Arc<dyn Bucket>, disk_cache_bytes: u64) -> Arc<SstStore> {
+/// What every test has that does not say otherwise: every read leaves memory.
+const NONE: usize = 0;
+/// Enough for windows of every size.
+const PLENTY: usize = 64 << 20;
+/// The same, and other threads read ahead.
+const PLENTY_AND_THREADS: usize = PLENTY + 1;
+
+fn store_on(
+    disk: &SimDisk,
+    bucket: Arc<dyn Bucket>,
+    disk_cache_bytes: u64,
+    memory_bytes: usize,
+) -> Arc<SstStore> {
     SstStore::new(StoreParts {
         disk: Arc::new(disk.clone()),
         bucket,
         names: Names::new("main"),
         branch: BRANCH,
-        block_cache_bytes: 0, // so that every read leaves memory
+        memory_bytes,
         disk_cache_bytes,
+        threads: memory_bytes == PLENTY_AND_THREADS,
     })
 }
 
@@ -59,7 +72,7 @@ fn built(counter: u64, rows: Range<u32>) -> (Arc<SstMeta>, Bytes) {
 impl World {
     fn new(disk_cache_bytes: u64) -> Self {
         let (bucket, disk) = (Arc::new(MemoryBucket::new()), SimDisk::new(1));
-        let store = store_on(&disk, bucket.clone(), disk_cache_bytes);
+        let store = store_on(&disk, bucket.clone(), disk_cache_bytes, NONE);
         Self { bucket, disk, store, metas: Vec::new() }
     }
 
@@ -80,7 +93,11 @@ impl World {
 
     /// What a new process finds on `disk`.
     fn restarted(self, disk: SimDisk, disk_cache_bytes: u64) -> Self {
-        let store = store_on(&disk, self.bucket.clone(), disk_cache_bytes);
+        self.restarted_with(disk, disk_cache_bytes, NONE)
+    }
+
+    fn restarted_with(self, disk: SimDisk, disk_cache_bytes: u64, memory_bytes: usize) -> Self {
+        let store = store_on(&disk, self.bucket.clone(), disk_cache_bytes, memory_bytes);
         let metas = self
             .metas
             .iter()
@@ -181,7 +198,8 @@ fn the_cache_is_alive_after_a_restart() {
 
 #[test]
 fn a_sequential_scan_of_cold_data_asks_for_few_large_pieces() {
-    let world = World::new(ROOMY).with_ssts(1, 30_000).uploaded().restarted(SimDisk::new(2), ROOMY);
+    let world = World::new(ROOMY).with_ssts(1, 30_000).uploaded();
+    let world = world.restarted_with(SimDisk::new(2), ROOMY, PLENTY);
     world.scan(30_000, Purpose::Query).unwrap();
     let (bytes, requests) = (world.metas[0].bytes, world.gets());
     assert!(bytes > 14 << 20);
@@ -189,7 +207,7 @@ fn a_sequential_scan_of_cold_data_asks_for_few_large_pieces() {
     assert!(requests < 16, "{requests} requests for {bytes} bytes");
     assert!(world.bucket.meters().get.bytes() < bytes + (1 << 20), "hardly a byte is fetched twice");
 
-    let world = world.restarted(SimDisk::new(3), ROOMY);
+    let world = world.restarted_with(SimDisk::new(3), ROOMY, PLENTY);
     let before = world.gets();
     let mut iter = SstIter::new(Arc::clone(world.store.open(&world.metas[0]).unwrap()), Purpose::Query);
     iter.seek_last().unwrap();
@@ -202,10 +220,215 @@ fn a_sequential_scan_of_cold_data_asks_for_few_large_pieces() {
 
 #[test]
 fn a_compaction_reads_in_large_pieces_and_leaves_no_trace_in_the_caches() {
-    let world = World::new(ROOMY).with_ssts(1, 10_000).uploaded().restarted(SimDisk::new(2), ROOMY);
+    let world = World::new(ROOMY).with_ssts(1, 10_000).uploaded();
+    let world = world.restarted_with(SimDisk::new(2), ROOMY, PLENTY);
     world.scan(10_000, Purpose::Compaction).unwrap();
     assert!(world.gets() < 8, "{}", world.gets());
     assert!(world.store.disk_cache_status().bytes < 4 * CHUNK_BYTES as u64, "index and tail may stay");
+}
+
+#[test]
+fn a_long_scan_waits_for_the_bucket_a_few_times_only_and_reads_the_same() {
+    for backwards in [false, true] {
+        let world = World::new(ROOMY).with_ssts(1, 60_000).uploaded();
+        let read = |memory: usize, world: World| {
+            let world = world.restarted_with(SimDisk::new(2), ROOMY, memory);
+            let sst = Arc::clone(world.store.open(&world.metas[0]).unwrap());
+            let mut iter = SstIter::new(sst, Purpose::Query);
+            if backwards { iter.seek_last() } else { iter.seek_first() }.unwrap();
+            for row in 0..60_000 {
+                let row = if backwards { 59_999 - row } else { row };
+                assert_eq!((iter.key(), iter.value()), (&key(row)[..], &value(row)[..]));
+                if backwards { iter.prev() } else { iter.next() }.unwrap();
+            }
+            assert!(!iter.valid());
+            assert!(world.store.block_cache_status().lent < 20 << 20, "windows take what they may");
+            drop(iter);
+            (world.store.waits(), world)
+        };
+        let (alone, world) = read(PLENTY, world);
+        let before = world.gets();
+        let (helped, world) = read(PLENTY_AND_THREADS, world);
+        // How often it finds a window not yet there depends on the machine; what it fetches does not.
+        assert!(helped <= alone, "{helped} waits with help, {alone} without");
+        assert!(world.gets() > before);
+    }
+}
+
+/// 60,000 rows in one sst, on no local disk, and the bucket that it is read from.
+fn with_helpers() -> (World, Arc<Together>) {
+    let world = World::new(ROOMY).with_ssts(1, 60_000).uploaded();
+    let together = Arc::new(Together {
+        bucket: world.bucket.clone(),
+        now: Mutex::new(0),
+        most: Mutex::new(0),
+        met: Condvar::new(),
+        gate: Mutex::new(()),
+    });
+    let bucket = Arc::clone(&together) as Arc<dyn Bucket>;
+    let store = store_on(&SimDisk::new(2), bucket, ROOMY, PLENTY_AND_THREADS);
+    let metas =
+        world.metas.iter().map(|meta| Arc::new(SstMeta { opened: OpenSst::default(), ..(**meta).clone() }));
+    (World { store, metas: metas.collect(), disk: SimDisk::new(2), bucket: world.bucket }, together)
+}
+
+#[test]
+fn windows_are_fetched_side_by_side() {
+    let (world, together) = with_helpers();
+    world.scan(60_000, Purpose::Query).unwrap();
+    assert!(*together.most.lock() >= 3, "{} requests at the same time at most", together.most.lock());
+    world.store.settle(&SystemClock::default(), Duration::MAX);
+    assert_eq!(world.store.ahead.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn what_is_on_its_way_takes_memory_although_its_scan_has_ended() {
+    let (world, together) = with_helpers();
+    let lent = || world.store.block_cache_status().lent;
+    let before = lent();
+    let gate = together.gate.lock();
+    let memory = Arc::new(world.store.lend(1 << 20));
+    let (id, bytes) = (world.metas[0].id, world.metas[0].bytes);
+    let flight = world.store.read_ahead(id, bytes, 0..512 << 10, Keep::Yes, &memory).unwrap();
+    drop((flight, memory)); // as a scan does that ends
+    assert_eq!(lent(), before + (1 << 20));
+    drop(gate);
+    world.store.settle(&SystemClock::default(), Duration::MAX);
+    // A helper is counted down before it lets go.
+    while lent() > before {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn what_a_merge_writes_is_as_hot_as_what_it_read() {
+    let world = World::new(ROOMY).with_ssts(2, 3000).uploaded();
+    let world = world.restarted_with(SimDisk::new(2), ROOMY, PLENTY);
+    let hot = 700..800;
+    for _ in 0..3 {
+        hot.clone().for_each(|row| world.get(row).unwrap());
+    }
+    let write = |counter: u64, rows: Range<u32>| {
+        let (meta, bytes) = built(counter, rows);
+        world.store.write_local(&meta, &bytes).unwrap();
+        meta
+    };
+    let outputs = [write(10, 0..2000), write(11, 2000..4000), write(12, 4000..6000)];
+    crate::heat::hand_on(&world.store, &world.metas, &outputs);
+    let heat: Vec<_> = outputs.iter().map(|output| world.store.disk_heat_of(output.id)).collect();
+    let chunks = |rows: &Range<u32>| {
+        let chunk = |row: u32| (row as usize * VALUE_BYTES / CHUNK_BYTES) as u32;
+        chunk(rows.start)..chunk(rows.end) + 1
+    };
+    assert!(chunks(&hot).all(|chunk| heat[0].contains_key(&chunk)), "{heat:?}");
+    assert!(heat[0].len() <= chunks(&hot).len() + 1, "what lies apart is not, but for the index: {heat:?}");
+    assert!(heat[1].is_empty() && heat[2].is_empty(), "{heat:?}");
+    // What was in memory is there again.
+    let misses = world.store.block_misses();
+    let world = World { metas: outputs.to_vec(), ..world };
+    hot.for_each(|row| world.get(row).unwrap());
+    assert!(world.store.block_misses() <= misses + 1, "{} misses", world.store.block_misses() - misses);
+    world.scan(6000, Purpose::Query).unwrap();
+}
+
+#[test]
+fn a_copy_of_what_was_uploaded_from_memory_makes_room_for_itself() {
+    let world = World::new(4 << 20).with_ssts(1, 5000).uploaded();
+    for counter in [20, 21] {
+        let (meta, bytes) = built(counter, 0..5000);
+        world.store.upload_new(meta.id, &bytes, true).unwrap();
+    }
+    assert!(world.store.disk_cache_status().bytes <= 4 << 20, "{:?}", world.store.disk_cache_status());
+}
+
+#[test]
+fn what_nobody_read_before_a_merge_goes_first() {
+    let world = World::new(4 << 20).with_ssts(1, 2000).uploaded();
+    let (cold, bytes) = built(20, 2000..4000);
+    world.store.write_local(&cold, &bytes).unwrap();
+    world.store.set_cold(cold.id);
+    world.store.upload(cold.id).unwrap();
+    for counter in [30, 31, 32] {
+        let (meta, bytes) = built(counter, 4000..6000);
+        world.store.write_local(&meta, &bytes).unwrap();
+        world.store.upload(meta.id).unwrap();
+    }
+    assert!(
+        !world.store.local.has(cold.id, &(0..cold.bytes)),
+        "it came after the first one, and went before it"
+    );
+    assert!(world.store.local.has(world.metas[0].id, &(0..world.metas[0].bytes)));
+}
+
+/// Large requests wait for others to be there at the same time, but not for ever.
+struct Together {
+    bucket: Arc<MemoryBucket>,
+    now: Mutex<usize>,
+    most: Mutex<usize>,
+    met: Condvar,
+    /// What is read ahead does not pass while a test holds it.
+    gate: Mutex<()>,
+}
+
+impl Bucket for Together {
+    fn put_if_absent(
+        &self,
+        name: &ObjectName,
+        body: Bytes,
+    ) -> std::result::Result<bucket::PutOutcome, bucket::BucketError> {
+        self.bucket.put_if_absent(name, body)
+    }
+    fn put(&self, name: &ObjectName, body: Bytes) -> std::result::Result<(), bucket::BucketError> {
+        self.bucket.put(name, body)
+    }
+    fn get(&self, name: &ObjectName) -> std::result::Result<Bytes, bucket::BucketError> {
+        self.bucket.get(name)
+    }
+    fn get_ranges(
+        &self,
+        name: &ObjectName,
+        ranges: &[Range<u64>],
+    ) -> std::result::Result<Vec<Bytes>, bucket::BucketError> {
+        if std::thread::current().name() == Some("cistern-ahead") {
+            drop(self.gate.lock());
+        }
+        if ranges.iter().map(|range| range.end - range.start).sum::<u64>() > 1 << 20 {
+            let mut now = self.now.lock();
+            *now += 1;
+            let mut most = self.most.lock();
+            *most = (*most).max(*now);
+            drop(most);
+            self.met.notify_all();
+            self.met.wait_while_for(&mut now, |now| *now < 3, std::time::Duration::from_millis(200));
+            *now -= 1;
+        }
+        self.bucket.get_ranges(name, ranges)
+    }
+    fn head(&self, name: &ObjectName) -> std::result::Result<Option<u64>, bucket::BucketError> {
+        self.bucket.head(name)
+    }
+    fn list(&self, prefix: &ObjectName) -> std::result::Result<Vec<bucket::ObjectInfo>, bucket::BucketError> {
+        self.bucket.list(prefix)
+    }
+    fn delete(&self, names: &[ObjectName]) -> std::result::Result<(), bucket::BucketError> {
+        self.bucket.delete(names)
+    }
+    fn meters(&self) -> &bucket::Meters {
+        self.bucket.meters()
+    }
+}
+
+#[test]
+fn where_memory_is_short_windows_stay_small_and_answers_the_same() {
+    for purpose in [Purpose::Query, Purpose::Compaction] {
+        let world = World::new(ROOMY).with_ssts(1, 10_000).uploaded();
+        let world = world.restarted_with(SimDisk::new(2), ROOMY, 2 << 20);
+        world.scan(10_000, purpose).unwrap();
+        let windows = world.metas[0].bytes / (512 << 10);
+        assert!(world.gets() > windows, "{} requests", world.gets());
+        let status = world.store.block_cache_status();
+        assert!(status.lent < 1 << 20, "{status:?}");
+    }
 }
 
 #[test]
@@ -320,7 +543,7 @@ fn one_wrong_answer_of_the_store_is_asked_again() {
     for times in 1..4 {
         let rule = Rule::new("*sst*", Effect::WrongBody).with_probability(0.3).times(times);
         let bucket = Arc::new(FaultyBucket::new(world.bucket.clone(), times.into(), vec![rule]));
-        let store = store_on(&SimDisk::new(2), bucket, ROOMY);
+        let store = store_on(&SimDisk::new(2), bucket, ROOMY, NONE);
         let mut iter = LevelIter::new(
             store,
             [SstMeta { opened: OpenSst::default(), ..(*world.metas[0]).clone() }].map(Arc::new).into(),
@@ -339,7 +562,8 @@ fn an_outage_is_an_error_that_may_pass_and_local_data_is_read_on() {
     let world = World::new(ROOMY).with_ssts(2, 600).uploaded();
     let bucket = Arc::new(FaultyBucket::new(world.bucket.clone(), 1, vec![Rule::outage()]));
     let (disk, metas) = (SimDisk::new(2), world.metas.clone());
-    let world = World { store: store_on(&disk, bucket.clone(), ROOMY), metas, disk, bucket: world.bucket };
+    let world =
+        World { store: store_on(&disk, bucket.clone(), ROOMY, NONE), metas, disk, bucket: world.bucket };
     let (meta, bytes) = built(9, 1200..1300);
     world.store.write_local(&meta, &bytes).unwrap();
     assert_eq!(world.store.upload(meta.id).unwrap_err().kind(), Kind::Unavailable);
@@ -479,7 +703,7 @@ fn failures_of_eight(store: &Arc<SstStore>, meta: &SstMeta) -> usize {
 #[test]
 fn threads_that_want_the_same_chunk_share_one_request() {
     let world = World::new(ROOMY).with_ssts(1, 600).uploaded();
-    let store = store_on(&SimDisk::new(2), slow(world.bucket.clone(), None), ROOMY);
+    let store = store_on(&SimDisk::new(2), slow(world.bucket.clone(), None), ROOMY, NONE);
     let before = world.gets();
     assert_eq!(failures_of_eight(&store, &world.metas[0]), 0);
     assert_eq!(world.gets() - before, 1);
@@ -489,7 +713,7 @@ fn threads_that_want_the_same_chunk_share_one_request() {
 fn those_who_wait_for_a_fetch_that_fails_try_themselves() {
     let world = World::new(ROOMY).with_ssts(1, 600).uploaded();
     let bucket = slow(world.bucket.clone(), Some(Rule::new("*", Effect::Reset).times(1)));
-    let store = store_on(&SimDisk::new(2), bucket, ROOMY);
+    let store = store_on(&SimDisk::new(2), bucket, ROOMY, NONE);
     assert_eq!(failures_of_eight(&store, &world.metas[0]), 1);
     assert!(store.flights.lock().is_empty());
 }

@@ -1,0 +1,186 @@
+//! What is kept near: found again by a new node, not pushed out by scans, within one budget of memory.
+
+#![allow(clippy::unwrap_used, reason = "a test may fail")]
+#![allow(clippy::disallowed_methods, reason = "engines with threads run on real time")]
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bucket::{Bucket, MemoryBucket, Names};
+use engine::{Background, Cursor, Engine, Job, Parts, ReadAs, Settings, SimDisk, SystemClock, TreeId};
+
+const TREE: TreeId = TreeId(70);
+const ROWS: u32 = 60_000;
+
+fn open(bucket: &Arc<MemoryBucket>, disk: &SimDisk, settings: Settings) -> Arc<Engine> {
+    let parts = Parts {
+        bucket: Arc::clone(bucket) as Arc<dyn Bucket>,
+        disk: Arc::new(disk.clone()),
+        clock: Arc::new(SystemClock::default()),
+        seed: 1,
+    };
+    Engine::open(parts, settings).unwrap()
+}
+
+fn settings(background: Background) -> Settings {
+    let mut settings = Settings { background, ..Settings::default() };
+    settings.shape.sst_bytes = 1 << 20;
+    settings
+}
+
+/// Does not pack.
+fn value(row: u32) -> Vec<u8> {
+    let mut state = u64::from(row) + 1;
+    let next = |_| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 56) as u8
+    };
+    (0..200).map(next).collect()
+}
+
+/// 12 MB of rows, in the bucket alone.
+fn filled() -> Arc<MemoryBucket> {
+    let bucket = Arc::new(MemoryBucket::new());
+    let engine = open(&bucket, &SimDisk::new(1), settings(Background::Manual));
+    for chunk in (0..ROWS).collect::<Vec<_>>().chunks(1000) {
+        let mut txn = engine.begin();
+        chunk.iter().for_each(|row| txn.put(TREE, &row.to_be_bytes(), &value(*row)).unwrap());
+        txn.commit().unwrap();
+    }
+    for job in [Job::Freeze, Job::Flush, Job::Publish] {
+        while engine.step(job).unwrap() {}
+    }
+    engine.close().unwrap();
+    bucket
+}
+
+fn read(engine: &Arc<Engine>, rows: impl Iterator<Item = u32>) {
+    let mut txn = engine.begin();
+    for row in rows {
+        let found = txn.get(TREE, &row.to_be_bytes(), ReadAs::Snapshot, |found| found == value(row)).unwrap();
+        assert_eq!(found, Some(true), "row {row}");
+    }
+}
+
+fn scan(engine: &Arc<Engine>) -> u32 {
+    let mut txn = engine.begin();
+    let mut cursor = Cursor::new(engine);
+    cursor.open(&mut txn, TREE, ReadAs::Snapshot).unwrap();
+    let mut rows = 0_u32;
+    let mut found = cursor.seek_first(&mut txn).unwrap();
+    while found {
+        assert_eq!((cursor.key(), cursor.value()), (&rows.to_be_bytes()[..], &value(rows)[..]));
+        rows += 1;
+        found = cursor.next(&mut txn).unwrap();
+    }
+    rows
+}
+
+fn counter(engine: &Engine, name: &str) -> u64 {
+    engine.status().get(name).unwrap()
+}
+
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(60);
+    while !holds() {
+        assert!(Instant::now() < end, "{what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_new_node_has_what_was_hot_before_anyone_asks() {
+    let bucket = filled();
+    let hot = || (30_000..32_000).step_by(7);
+    let heats = || bucket.list(&Names::new("main").heats()).unwrap().len();
+    let engine = open(&bucket, &SimDisk::new(2), settings(Background::Threads));
+    for _ in 0..3 {
+        read(&engine, hot());
+    }
+    assert_eq!(heats(), 0, "not while it runs, so soon");
+    engine.close().unwrap();
+    assert_eq!(heats(), 1);
+
+    let engine = open(&bucket, &SimDisk::new(3), settings(Background::Threads));
+    until("it warms itself", || counter(&engine, "warmed_chunks") > 0);
+    assert!(counter(&engine, "disk_cache_bytes") < 3 << 20, "with that alone");
+    let waits = counter(&engine, "bucket_waits");
+    read(&engine, hot());
+    assert_eq!(counter(&engine, "bucket_waits"), waits, "nothing is waited for");
+    engine.close().unwrap();
+    assert_eq!(heats(), 1, "nothing new to tell");
+
+    // What it says is no more than a hint.
+    let name = bucket.list(&Names::new("main").heats()).unwrap()[0].name.clone();
+    let damaged: Vec<u8> = bucket.get(&name).unwrap().iter().map(|byte| byte ^ 1).collect();
+    bucket.put(&name, damaged.into()).unwrap();
+    let engine = open(&bucket, &SimDisk::new(4), settings(Background::Threads));
+    read(&engine, hot());
+    engine.close().unwrap();
+}
+
+#[test]
+fn a_scan_of_everything_leaves_what_is_hot_in_memory() {
+    let bucket = filled();
+    // A third of the rows fits.
+    let memory = Settings { memory_bytes: 8 << 20, memtable_bytes: 1 << 20, ..settings(Background::Manual) };
+    let mut memory = memory;
+    memory.shape.wal_slice_bytes = 64 << 10;
+    let engine = open(&bucket, &SimDisk::new(2), memory);
+    let hot = || (10_000..16_000).step_by(3);
+    for _ in 0..4 {
+        read(&engine, hot());
+    }
+    let misses = || counter(&engine, "block_cache_misses");
+    let before = misses();
+    assert_eq!(scan(&engine), ROWS);
+    assert!(misses() - before > 400, "it was cold: {}", misses() - before);
+    let before = misses();
+    read(&engine, hot());
+    assert!(misses() - before <= 2, "{} of 80 blocks were pushed out", misses() - before);
+    assert_eq!(scan(&engine), ROWS);
+    engine.close().unwrap();
+}
+
+#[test]
+fn what_is_borrowed_is_given_back() {
+    let bucket = filled();
+    for background in [Background::Manual, Background::Threads] {
+        let engine = open(&bucket, &SimDisk::new(2), settings(background));
+        let lent = || counter(&engine, "memory_lent");
+        let before = lent();
+        assert_eq!(scan(&engine), ROWS);
+        until("windows are given back", || lent() < before + (1 << 20));
+        let before = lent();
+        let mut txn = engine.begin();
+        for row in 0..20_000u32 {
+            txn.put(TREE, &row.to_be_bytes(), &value(row)).unwrap();
+        }
+        assert!(lent() >= before + 3 * 4_000_000, "a large transaction is counted: {} {before}", lent());
+        txn.rollback();
+        // Background threads count what is known of the disk's chunks now and then.
+        assert!(lent() <= before + (1 << 20), "{} {before}", lent());
+        engine.close().unwrap();
+    }
+}
+
+#[test]
+fn settings_for_little_memory_fit_it() {
+    for mib in [1, 32, 100, 190, 500, 1000, 4000, 100_000] {
+        let settings = Settings::for_memory(mib << 20);
+        let memory = settings.memory_bytes;
+        assert!(memory >= mib << 20);
+        assert!(5 * settings.memtable_bytes <= memory / 3);
+        assert!(
+            10 * settings.shape.sst_bytes / 2 * 3 <= memory,
+            "{mib} MiB: ssts of {}",
+            settings.shape.sst_bytes
+        );
+        assert!(3 * settings.transaction_bytes_max <= memory / 2);
+    }
+    assert_eq!(
+        Settings::for_memory(1 << 30).shape,
+        Settings::default().shape,
+        "what is common is not cut down"
+    );
+}
