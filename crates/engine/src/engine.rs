@@ -356,10 +356,20 @@ impl Engine {
         self.store.first_parts().forget(tree);
     }
 
+    /// How large a memtable gets.
+    pub fn memtable_bytes(&self) -> usize {
+        self.settings.memtable_bytes
+    }
+
     /// Sorts what one of `share` trees gets that are loaded at the same time; together they have the memory of a memtable.
     pub fn sorter(&self, share: usize) -> Sorter {
         let threads = self.settings.background == Background::Threads;
         Sorter::new(Arc::clone(&self.spill), self.settings.memtable_bytes / share.max(1), threads)
+    }
+
+    /// Whether `tree` holds nothing, neither rows nor deletions nor what only old snapshots still see, but perhaps under its empty key.
+    pub fn is_untouched(&self, tree: TreeId) -> Result<bool> {
+        Ok(!self.view().holds_keys(&self.store, tree)?)
     }
 
     /// About how much is stored between two keys of `tree`. Never fails: what can not be read counts as nothing.

@@ -28,6 +28,7 @@ pub mod points;
 mod prefetch;
 mod pulse;
 mod recovery;
+mod reload;
 mod replay;
 mod snapshots;
 mod sorter;

@@ -208,6 +208,10 @@ impl Loaded {
         Arc::ptr_eq(&self.engine, engine)
     }
 
+    pub(crate) fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
     pub(crate) fn ssts(&self) -> &[Arc<SstMeta>] {
         &self.ssts
     }

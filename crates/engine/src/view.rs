@@ -116,6 +116,15 @@ impl View {
         }
     }
 
+    /// Whether there is any version of a key of `tree` other than the empty one, a deletion or one that nobody sees any more included.
+    pub(crate) fn holds_keys(&self, store: &Arc<SstStore>, tree: TreeId) -> Result<bool> {
+        let mut merge = Merge::new();
+        self.add_sources(store, tree, &mut merge);
+        let least = full_key(tree, &[0]);
+        merge.seek(&least, Seqno(u64::MAX))?;
+        Ok(merge.valid() && merge.key().starts_with(&least[..4]))
+    }
+
     /// About how much of `tree` lies between two full keys of it, old versions too. A few are counted; what can not be
     /// read counts as nothing.
     pub(crate) fn estimate(

@@ -9,6 +9,8 @@ use crate::{Error, Result, varint};
 
 /// The catalogue's tree.
 pub(crate) const CATALOGUE: TreeId = TreeId(1);
+/// Nothing is stored here: the locks of whole tables have keys in it, the tables' ids.
+pub(crate) const TABLE_LOCKS: TreeId = TreeId(2);
 /// What the value of the format key must be.
 pub(crate) const FORMAT: &[u8] = b"cistern catalogue 1";
 

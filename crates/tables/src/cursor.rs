@@ -16,6 +16,7 @@ use std::sync::Arc;
 use engine::{Cursor, Granted, LockMode, ReadAs};
 
 use crate::ahead::Ahead;
+use crate::bulk::Bulk;
 use crate::keys::successor;
 use crate::layout::{EntryProgram, Layout, TupleShape};
 use crate::rows::{Parts, Program};
@@ -146,6 +147,8 @@ pub struct RowCursor {
     spared: u64,
     ahead: Ahead,
     scout: Scout,
+    /// Takes the rows that are inserted.
+    pub(crate) bulk: Option<Box<Bulk>>,
 }
 
 /// Goes ahead of a scan of index entries.
@@ -284,6 +287,7 @@ impl RowCursor {
             spared: 0,
             ahead: Ahead::default(),
             scout: Scout::default(),
+            bulk: None,
             table,
         }
     }
@@ -548,6 +552,17 @@ impl RowCursor {
         {
             self.ahead.note(&self.bound);
         }
+    }
+    /// Makes a row that is not in the table the current one, for `duplicate_record`.
+    pub(crate) fn set_duplicate(&mut self, key: Vec<u8>, row: Vec<u8>) {
+        self.current = Current { key, row, ..Current::default() };
+    }
+    /// All columns of the current row, from the bytes that were kept of it.
+    pub(crate) fn decode_whole(&self, record: &mut [u8]) -> Result<()> {
+        let (layout, current) = (&self.table.layout, &self.current);
+        let mut program = Program::default();
+        layout.rows.compile(|_| true, &mut program);
+        decode(layout, &program, &current.row, &current.key, record, &self.table)
     }
     fn fetch_ahead(&mut self, session: &Session) {
         if let Some(window) = self.ahead.window(&self.current.key) {

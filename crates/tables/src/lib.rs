@@ -7,6 +7,7 @@
 
 mod ahead;
 mod backup;
+mod bulk;
 mod catalogue;
 mod cursor;
 mod descriptor;

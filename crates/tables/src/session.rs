@@ -6,10 +6,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::{Granted, Interrupt, Isolation, LockMode, LockWait, Mark, ReadAs, TreeId, Txn};
+use engine::{Granted, Interrupt, Isolation, Kind, LockMode, LockWait, Mark, ReadAs, TreeId, Txn};
 
-use crate::catalogue::{CATALOGUE, Space, mark_key, table_key};
-use crate::table::TableState;
+use crate::bulk::Fresh;
+use crate::catalogue::{CATALOGUE, Space, TABLE_LOCKS, Trees, mark_key, table_key};
+use crate::table::{Table, TableState};
 use crate::{Result, Store};
 
 const LOCK_TIMEOUT: Duration = Duration::from_secs(50);
@@ -26,7 +27,9 @@ pub struct Savepoint {
 pub struct Session {
     pub(crate) txn: Txn,
     store: Arc<Store>,
-    interrupted: Box<dyn Fn() -> bool + Send>,
+    interrupted: Interrupted,
+    /// Told how much of how much is done.
+    progress: Box<dyn Fn(u64, u64) + Send>,
     lock_timeout: Duration,
     repeatable: bool,
     finds_conflicts: bool,
@@ -40,6 +43,17 @@ pub struct Session {
     history: Vec<Counts>,
     statement: Option<Savepoint>,
     statement_history: Vec<Counts>,
+    exchanges: Vec<Exchange>,
+}
+
+/// Whether the session's statement is to end.
+pub(crate) type Interrupted = Arc<dyn Fn() -> bool + Send + Sync>;
+
+/// A table gets other trees with the commit.
+struct Exchange {
+    table: Arc<TableState>,
+    old: Trees,
+    fresh: Fresh,
 }
 
 /// The slots of auto-increment marks that a commit writes to.
@@ -76,11 +90,12 @@ pub(crate) struct Counts {
 }
 
 impl Session {
-    pub(crate) fn new(store: Arc<Store>, interrupted: Box<dyn Fn() -> bool + Send>) -> Self {
+    pub(crate) fn new(store: Arc<Store>, interrupted: Interrupted) -> Self {
         Self {
             txn: store.engine().begin(),
             store,
             interrupted,
+            progress: Box::new(|_, _| ()),
             lock_timeout: LOCK_TIMEOUT,
             repeatable: true,
             finds_conflicts: true,
@@ -91,6 +106,7 @@ impl Session {
             history: Vec::new(),
             statement: None,
             statement_history: Vec::new(),
+            exchanges: Vec::new(),
         }
     }
 
@@ -103,6 +119,10 @@ impl Session {
     pub fn set_conflict_detection(&mut self, on: bool) {
         self.finds_conflicts = on;
         self.txn.set_conflict_detection(on);
+    }
+    /// Whom long work tells now and then how much of how much is done.
+    pub fn set_progress(&mut self, progress: Box<dyn Fn(u64, u64) + Send>) {
+        self.progress = progress;
     }
     /// START TRANSACTION WITH CONSISTENT SNAPSHOT.
     pub fn snapshot_now(&mut self) {
@@ -151,6 +171,8 @@ impl Session {
 
     fn undo(&mut self, mark: Mark, counts: &[Counts]) {
         self.txn.rollback_to(mark);
+        // A load is the first that a transaction writes, so it is among what is undone.
+        self.exchanges.clear();
         self.writes += 1;
         self.serial += 1;
         for (i, change) in self.changes.iter_mut().enumerate() {
@@ -164,15 +186,22 @@ impl Session {
     pub fn commit(&mut self) -> Result<()> {
         // The slots are given back when the commit is durable, or never will be.
         let mut marks = Marks::default();
+        // Before the commit: the fresh trees are as empty as the old ones until then, for everybody, and not for a moment after it.
+        self.exchanges.iter().for_each(|exchange| exchange.table.exchange_trees(&exchange.fresh.trees));
         let result = self.write_counters(&mut marks).and_then(|()| Ok(self.txn.commit()?));
         drop(marks);
         match result {
             Ok(_) => {
+                for Exchange { old, fresh, .. } in self.exchanges.drain(..) {
+                    fresh.keep();
+                    old.all().for_each(|tree| self.store.engine().forget_first_part(tree));
+                }
                 self.changes.iter().for_each(|change| change.table.apply(&change.counts));
                 self.end();
                 Ok(())
             }
             Err(error) => {
+                self.exchanges.iter().for_each(|exchange| exchange.table.exchange_trees(&exchange.old));
                 self.rollback();
                 Err(error)
             }
@@ -210,6 +239,7 @@ impl Session {
 
     fn end(&mut self) {
         self.changes.clear();
+        self.exchanges.clear();
         self.history.clear();
         self.statement = None;
         self.snapshot_taken = false;
@@ -230,6 +260,56 @@ impl Session {
             if let Some(statistics) = change.table.statistics_due(&change.counts) {
                 self.txn.put(CATALOGUE, &table_key(Space::Statistics, change.table.id), &statistics)?;
             }
+        }
+        Ok(())
+    }
+
+    /// The same for many rows that were inserted.
+    pub(crate) fn note_many(&mut self, table: &Arc<TableState>, rows: u64, auto_increment: bool) {
+        if rows > 0 {
+            self.note(table, rows as i64, auto_increment);
+            let change = self.changes.iter_mut().find(|change| Arc::ptr_eq(&change.table, table));
+            change.expect("`note` has just put it there").counts.changed += rows - 1;
+        }
+    }
+
+    /// The table gets these trees with the commit.
+    pub(crate) fn exchange_trees(&mut self, table: &Table, fresh: Fresh) -> Result<()> {
+        let old = self.store.exchange_trees(&mut self.txn, &table.path, &table.layout, &fresh.trees)?;
+        self.exchanges.push(Exchange { table: Arc::clone(&table.state), old, fresh });
+        Ok(())
+    }
+
+    /// Before each write to a table: waits for whoever fills it.
+    #[inline]
+    pub(crate) fn enter(&mut self, table: &Arc<TableState>) -> Result<()> {
+        if self.changes.iter().any(|change| Arc::ptr_eq(&change.table, table)) {
+            return Ok(());
+        }
+        self.lock(TABLE_LOCKS, &table.id.to_be_bytes(), LockMode::Shared).map(drop)
+    }
+    /// Keeps all others from writing to a table, until the end of the transaction. False: somebody does or did.
+    pub(crate) fn lock_table_alone(&mut self, table: &TableState) -> Result<bool> {
+        let (key, mode) = (table.id.to_be_bytes(), LockMode::Exclusive);
+        match self.txn.lock(TABLE_LOCKS, &key, mode, &LockWait::NOT_AT_ALL) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == Kind::LockTimeout => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+    pub(crate) fn unlock_table(&mut self, table: &TableState) {
+        self.txn.unlock(TABLE_LOCKS, &table.id.to_be_bytes());
+    }
+
+    pub(crate) fn interrupted(&self) -> impl Fn() -> bool + Send + use<> {
+        let interrupted = Arc::clone(&self.interrupted);
+        move || interrupted()
+    }
+    /// So much of so much is done. An error: the statement is to end.
+    pub(crate) fn go_on(&self, done: u64, total: u64) -> Result<()> {
+        (self.progress)(done, total);
+        if (self.interrupted)() {
+            return Err(engine::Error::new(Kind::Interrupted, "the statement was interrupted").into());
         }
         Ok(())
     }

@@ -240,8 +240,8 @@ impl Store {
         Ok(Arc::new(table))
     }
     /// A connection's session. `interrupted` is polled during lock waits (thd_kill_level).
-    pub fn session(self: &Arc<Self>, interrupted: Box<dyn Fn() -> bool + Send>) -> Session {
-        Session::new(Arc::clone(self), interrupted)
+    pub fn session(self: &Arc<Self>, interrupted: Box<dyn Fn() -> bool + Send + Sync>) -> Session {
+        Session::new(Arc::clone(self), Arc::from(interrupted))
     }
 
     /// Keeps a file under its path relative to the data directory (`shop/db.opt`, `shop/v.frm`, `shop/t.TRG`, `shop/p.par`).
@@ -343,6 +343,23 @@ impl Store {
         Ok(new)
     }
 
+    /// Gives a table the trees `fresh`, with rows and all, when `txn` commits. Returns those that it has until then.
+    pub(crate) fn exchange_trees(
+        &self,
+        txn: &mut Txn,
+        path: &str,
+        layout: &Layout,
+        fresh: &Trees,
+    ) -> Result<Trees> {
+        let mut definition =
+            self.locked_definition(txn, path)?.ok_or_else(|| Error::NoSuchTable(path.to_owned()))?;
+        drop_trees(txn, &definition.trees)?;
+        put_first_parts(txn, layout, fresh)?;
+        let old = std::mem::replace(&mut definition.trees, fresh.clone());
+        txn.put(CATALOGUE, &path_key(path), &definition.encode())?;
+        Ok(old)
+    }
+
     /// Runs `f` in a transaction of its own and commits it.
     pub(crate) fn change<T>(&self, f: impl FnOnce(&mut Txn) -> Result<T>) -> Result<T> {
         let mut txn = self.engine.begin();
@@ -355,7 +372,7 @@ impl Store {
         f(&mut self.engine.begin())
     }
 
-    fn allocate(&self, descriptor: &Descriptor) -> Trees {
+    pub(crate) fn allocate(&self, descriptor: &Descriptor) -> Trees {
         let primary = self.engine.allocate_tree();
         let own = |index| (descriptor.primary != Some(index)).then(|| self.engine.allocate_tree());
         Trees { primary, indexes: (0..descriptor.indexes.len()).map(own).collect() }
@@ -389,7 +406,7 @@ impl Store {
         }
     }
 
-    fn tell_first_parts(&self, layout: &Layout, trees: &Trees) {
+    pub(crate) fn tell_first_parts(&self, layout: &Layout, trees: &Trees) {
         for (tree, extent) in layout.first_parts(trees) {
             self.engine.set_first_part(tree, Arc::new(extent));
         }

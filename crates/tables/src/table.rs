@@ -5,7 +5,10 @@
 
 use std::ops::Bound;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicI64, AtomicU32, AtomicU64,
+    Ordering::{Acquire, Relaxed, Release},
+};
 
 use engine::{Cursor, ReadAs, TreeId};
 use parking_lot::{Mutex, RwLock};
@@ -164,22 +167,27 @@ impl TableState {
     }
     #[inline]
     pub(crate) fn primary_tree(&self) -> TreeId {
-        TreeId(self.primary.load(Relaxed))
+        TreeId(self.primary.load(Acquire))
     }
     /// The tree of an index; the primary tree for the primary key.
     #[inline]
     pub(crate) fn index_tree(&self, index: usize) -> TreeId {
-        match self.indexes[index].load(Relaxed) {
+        match self.indexes[index].load(Acquire) {
             0 => self.primary_tree(),
             tree => TreeId(tree),
         }
     }
 
-    fn replace_trees(&self, trees: &Trees) {
-        self.primary.store(trees.primary.0, Relaxed);
+    /// The rows are elsewhere now. Rows first: who finds an entry of an index finds its row too.
+    pub(crate) fn exchange_trees(&self, trees: &Trees) {
+        self.primary.store(trees.primary.0, Release);
         for (to, from) in self.indexes.iter().zip(&trees.indexes) {
-            to.store(from.map_or(0, |tree| tree.0), Relaxed);
+            to.store(from.map_or(0, |tree| tree.0), Release);
         }
+    }
+
+    fn replace_trees(&self, trees: &Trees) {
+        self.exchange_trees(trees);
         self.set_rows(0);
         self.unsaved.store(0, Relaxed);
         self.next_auto_increment.store(1, Relaxed);

@@ -6,40 +6,37 @@
 
 use engine::{Granted, LockMode, ReadAs};
 
-use crate::cursor::{EntryChange, Place, Record, RowCursor, put_position};
+use crate::cursor::{EntryChange, Place, Record, RowCursor, Scratch, put_position};
 use crate::keys::Garbled;
 use crate::layout::Layout;
-use crate::table::MALFORMED_RECORD;
+use crate::table::{MALFORMED_RECORD, Table};
 use crate::{Error, Result, Session};
 
 impl RowCursor {
     /// write_row. Locks what must stay unique; on `Duplicate` nothing was written and `duplicate_position` tells the other row. An
     /// explicit AUTO_INCREMENT value moves the counter.
     pub fn insert(&mut self, session: &mut Session, record: Record) -> Result<()> {
+        if self.bulk.is_some() {
+            return self.insert_bulk(record);
+        }
         let table = &*self.table;
         let (layout, collations) = (&table.layout, table.store.collations());
         let (scratch, state) = (&mut self.scratch, &table.state);
+        if !self.alone {
+            session.enter(state)?;
+        }
         let primary_tree = state.primary_tree();
-
-        scratch.row.clear();
-        layout.rows.encode(&record, &mut scratch.row).map_err(|_| MALFORMED_RECORD)?;
-        let value = |field| layout.rows.record_value(field, &record);
-        scratch.key.clear();
-        match layout.primary() {
-            None => scratch.key.extend_from_slice(&state.allocate_hidden().to_be_bytes()),
-            Some(primary) => {
-                primary
-                    .encode_parts(&value, collations, &mut scratch.weights, &mut scratch.key)
-                    .map_err(|_| MALFORMED_RECORD)?;
-                if !self.alone {
-                    session.lock(primary_tree, &scratch.key, LockMode::Exclusive)?;
-                }
-                if session.txn.get(primary_tree, &scratch.key, ReadAs::Newest, |_| ())?.is_some() {
-                    scratch.duplicate.clone_from(&scratch.key);
-                    return Err(Error::Duplicate { key: layout.descriptor.primary.unwrap_or(0) });
-                }
+        table.encode_new(scratch, &record)?;
+        if let Some(primary) = layout.descriptor.primary {
+            if !self.alone {
+                session.lock(primary_tree, &scratch.key, LockMode::Exclusive)?;
+            }
+            if session.txn.get(primary_tree, &scratch.key, ReadAs::Newest, |_| ())?.is_some() {
+                scratch.duplicate.clone_from(&scratch.key);
+                return Err(Error::Duplicate { key: primary });
             }
         }
+        let value = |field| layout.rows.record_value(field, &record);
         scratch.entries.resize_with(layout.indexes.len(), EntryChange::default);
         for (index, entry) in scratch.entries.iter_mut().enumerate() {
             entry.touched = layout.descriptor.primary != Some(index);
@@ -63,11 +60,8 @@ impl RowCursor {
         for (index, entry) in scratch.entries.iter().enumerate().filter(|(_, entry)| entry.touched) {
             session.txn.put(state.index_tree(index), &entry.new_key, &entry.new_value)?;
         }
-        let numbered = layout.descriptor.auto_increment;
-        if let Some(number) = numbered.and_then(|field| number(layout, field, value(field))) {
-            state.note_auto_increment(number);
-        }
-        session.note(state, 1, numbered.is_some());
+        table.note_number(&record);
+        session.note(state, 1, layout.descriptor.auto_increment.is_some());
         Ok(())
     }
 
@@ -227,6 +221,7 @@ impl RowCursor {
         if !self.current.known {
             return Err(Error::Malformed("call: no current row"));
         }
+        session.enter(&self.table.state)?;
         let vouched = self.current.row_as_of == Some((session.txn.id(), session.writes()));
         if !(vouched && matches!(self.current.locked, Some((LockMode::Exclusive, _)))) {
             let granted =
@@ -253,6 +248,36 @@ impl RowCursor {
             stored.extend_from_slice(row);
         })?;
         found.map(|()| false).ok_or(Error::RowGone)
+    }
+}
+
+impl Table {
+    /// A new row, into `scratch`: its key and its bytes.
+    pub(crate) fn encode_new(&self, scratch: &mut Scratch, record: &Record) -> Result<()> {
+        let layout = &self.layout;
+        scratch.row.clear();
+        layout.rows.encode(record, &mut scratch.row).map_err(|_| MALFORMED_RECORD)?;
+        scratch.key.clear();
+        match layout.primary() {
+            None => scratch.key.extend_from_slice(&self.state.allocate_hidden().to_be_bytes()),
+            Some(primary) => {
+                let value = |field| layout.rows.record_value(field, record);
+                primary
+                    .encode_parts(&value, self.collations(), &mut scratch.weights, &mut scratch.key)
+                    .map_err(|_| MALFORMED_RECORD)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// An explicit AUTO_INCREMENT value moves the counter.
+    pub(crate) fn note_number(&self, record: &Record) {
+        let layout = &self.layout;
+        let numbered = layout.descriptor.auto_increment;
+        let value = |field| layout.rows.record_value(field, record);
+        if let Some(number) = numbered.and_then(|field| number(layout, field, value(field))) {
+            self.state.note_auto_increment(number);
+        }
     }
 }
 

@@ -489,13 +489,17 @@ impl OwnedRecord {
 }
 
 pub fn engine() -> Arc<Engine> {
+    engine_with(Settings::default())
+}
+
+pub fn engine_with(settings: Settings) -> Arc<Engine> {
     let parts = Parts {
         bucket: Arc::new(bucket::MemoryBucket::new()),
         disk: Arc::new(SimDisk::new(1)),
         clock: Arc::new(SystemClock::default()),
         seed: 1,
     };
-    Engine::open(parts, Settings::default()).expect("a fresh engine opens")
+    Engine::open(parts, settings).expect("a fresh engine opens")
 }
 
 pub fn store() -> Arc<Store> {
