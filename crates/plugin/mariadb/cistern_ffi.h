@@ -53,6 +53,7 @@ typedef struct {
   int (*killed)(void *thd);                                /* also true when the client has gone away */
   /* Of the condition that the handler has pushed, for the entry whose columns are in its record: 0 no, 1 yes, 2 beyond the end of the range, else the statement is to end. */
   int (*meets_condition)(void *handler, uint8_t *record);
+  void (*progress)(void *thd, uint64_t done, uint64_t total);   /* of the stage that the statement is in */
   void (*log)(int level, const char *text, size_t length); /* 0 information, 1 warning, 2 error */
 } cistern_callbacks;
 
@@ -148,6 +149,11 @@ void cistern_unlock_row(cistern_cursor *cursor, cistern_session *session);
 int cistern_insert(cistern_cursor *cursor, cistern_session *session, const uint8_t *record);
 int cistern_update(cistern_cursor *cursor, cistern_session *session, const uint8_t *old_record, const uint8_t *new_record);
 int cistern_delete(cistern_cursor *cursor, cistern_session *session);
+/* ---- many rows into an empty table; see tables::BulkFacts ---- */
+typedef struct { uint64_t rows; uint8_t copies, gathers, autocommit, refuses_duplicates, looks_back; } cistern_bulk_facts;
+int cistern_bulk_begin(cistern_cursor *cursor, cistern_session *session, const cistern_bulk_facts *facts, int *begun);   /* begun 0: rows are inserted as always */
+int cistern_bulk_end(cistern_cursor *cursor, cistern_session *session, uint8_t *record);     /* after HA_ERR_FOUND_DUPP_KEY the record is the row's */
+void cistern_bulk_abort(cistern_cursor *cursor);
 uint32_t cistern_duplicate_key(const cistern_cursor *cursor);                /* after HA_ERR_FOUND_DUPP_KEY */
 void cistern_duplicate_position(const cistern_cursor *cursor, uint8_t *position);
 

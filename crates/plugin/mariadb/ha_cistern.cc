@@ -101,6 +101,8 @@ static int ask_killed(void *thd_pointer)
   return thd && (thd_kill_level(thd) != THD_IS_NOT_KILLED || !thd_is_connected(thd));
 }
 
+static void ask_progress(void *thd, uint64_t done, uint64_t total) { thd_progress_report((THD *) thd, done, total); }
+
 static void ask_log(int level, const char *text, size_t length)
 {
   switch (level) {
@@ -112,7 +114,7 @@ static void ask_log(int level, const char *text, size_t length)
 
 static int ask_condition(void *asked, uint8_t *) { return ((ha_cistern *) asked)->meets_condition(); }
 
-static const cistern_callbacks callbacks= { ask_weights, ask_prefix_bytes, ask_killed, ask_condition, ask_log };
+static const cistern_callbacks callbacks= { ask_weights, ask_prefix_bytes, ask_killed, ask_condition, ask_progress, ask_log };
 
 /* ---- a table's shape ---- */
 
@@ -545,13 +547,63 @@ int ha_cistern::write_row(const uchar *record)
   if (table->next_number_field && record == table->record[0])
     if ((error= update_auto_increment()))
       return error;
+  if (unlikely(bulk == BULK_WANTED) && (error= begin_bulk()))
+    return error;
   if ((error= fail(cistern_insert(cursor, session(), record))))
     return error;
   if (unlikely(is_sequence()))
     return own_commit();
-  if (unlikely(copying) && (copied_bytes+= table->s->reclength + 64) > 4 * MIB)
+  if (unlikely(copying) && bulk != BULK_BEGUN && (copied_bytes+= table->s->reclength + 64) > 4 * MIB)
     return own_commit();
   return 0;
+}
+
+/* What kind of statement it is turns out between this and the first row. */
+void ha_cistern::start_bulk_insert(ha_rows rows, uint)
+{
+  bulk= BULK_WANTED;
+  bulk_rows= rows;
+}
+
+int ha_cistern::begin_bulk()
+{
+  int command= thd_sql_command(ha_thd()), begun= 0;
+  cistern_bulk_facts facts{};
+  facts.rows= bulk_rows;
+  facts.copies= copying;
+  facts.gathers= command == SQLCOM_LOAD || command == SQLCOM_INSERT_SELECT || command == SQLCOM_CREATE_TABLE;
+  facts.autocommit= !several_statements(ha_thd());
+  facts.refuses_duplicates= !accepts_duplicates;
+  facts.looks_back= table->triggers || table->file != this || table->s->long_unique_table || table->s->period.unique_keys || is_sequence();
+  bulk= BULK_NOT;
+  if (int error= fail(cistern_bulk_begin(cursor, session(), &facts, &begun)))
+    return error;
+  if (begun)
+    bulk= BULK_BEGUN;
+  return 0;
+}
+
+int ha_cistern::end_bulk_insert()
+{
+  bool begun= bulk == BULK_BEGUN;
+  bulk= BULK_NOT;
+  if (!begun)
+    return 0;
+  THD *thd= ha_thd();
+  if (thd_get_error_number(thd) || thd_kill_level(thd) != THD_IS_NOT_KILLED) {
+    cistern_bulk_abort(cursor);
+    return 0;
+  }
+  /* LOAD DATA and ALTER TABLE have stages already. */
+  bool staged= thd_sql_command(thd) != SQLCOM_INSERT_SELECT && thd_sql_command(thd) != SQLCOM_CREATE_TABLE;
+  if (!staged)
+    thd_progress_init(thd, 1);
+  int error= fail(cistern_bulk_end(cursor, session(), table->record[0]));
+  if (!staged)
+    thd_progress_end(thd);
+  if (error)
+    my_errno= error;
+  return error;
 }
 
 int ha_cistern::update_row(const uchar *old_record, const uchar *new_record)
@@ -791,7 +843,10 @@ int ha_cistern::extra(enum ha_extra_function operation)
   switch (operation) {
   case HA_EXTRA_KEYREAD: cistern_cursor_key_only(cursor, original ? 2 : 1); break;
   case HA_EXTRA_NO_KEYREAD: cistern_cursor_key_only(cursor, 0); break;
-  case HA_EXTRA_BEGIN_COPY: case HA_EXTRA_BEGIN_ALTER_IGNORE_COPY:
+  case HA_EXTRA_BEGIN_ALTER_IGNORE_COPY:
+    accepts_duplicates= true;
+    /* fall through */
+  case HA_EXTRA_BEGIN_COPY:
     copying= true;
     statement_session= nullptr;
     break;
@@ -802,17 +857,29 @@ int ha_cistern::extra(enum ha_extra_function operation)
     return error;
   }
   case HA_EXTRA_ABORT_COPY:
+    forget_bulk();
     end_own_session();
     copying= false;
     break;
+  case HA_EXTRA_IGNORE_DUP_KEY: case HA_EXTRA_WRITE_CAN_REPLACE: case HA_EXTRA_INSERT_WITH_UPDATE: accepts_duplicates= true; break;
+  case HA_EXTRA_NO_IGNORE_DUP_KEY: accepts_duplicates= false; break;
   default: break;
   }
   return 0;
 }
 
+void ha_cistern::forget_bulk()
+{
+  if (bulk == BULK_BEGUN)
+    cistern_bulk_abort(cursor);
+  bulk= BULK_NOT;
+}
+
 int ha_cistern::reset()
 {
   mrr.dsmrr_close();
+  forget_bulk();
+  accepts_duplicates= false;
   lock= 0;
   statement_session= nullptr;
   end_own_session();

@@ -15,6 +15,10 @@ class ha_cistern final : public handler
   cistern_interrupt *own_interrupt= nullptr;
   bool copying= false;
   uint64_t copied_bytes= 0;
+  /* Rows that are written together: from the first one to end_bulk_insert. */
+  enum { BULK_NOT, BULK_WANTED, BULK_BEGUN } bulk= BULK_NOT;
+  uint64_t bulk_rows= 0;
+  bool accepts_duplicates= false;       /* the statement leaves them out, or puts them in the other's place */
   uint64_t statistics_seen= 0;
   /* Whether entries of the index of the pushed condition can tell the end of a range. */
   bool entries_tell_range= false;
@@ -30,6 +34,8 @@ class ha_cistern final : public handler
   void join_statement(THD *thd);
   void register_statement(THD *thd);
   void set_columns();
+  int begin_bulk();
+  void forget_bulk();
   void note_keys(RANGE_SEQ_IF *sequence, void *parameter, uint ranges, uint mode);
   bool is_sequence() const;
 
@@ -57,6 +63,8 @@ public:
   int rename_table(const char *from, const char *to) override;
 
   int write_row(const uchar *record) override;
+  void start_bulk_insert(ha_rows rows, uint flags) override;
+  int end_bulk_insert() override;
   int update_row(const uchar *old_record, const uchar *new_record) override;
   int delete_row(const uchar *record) override;
   int delete_all_rows() override { return HA_ERR_WRONG_COMMAND; }

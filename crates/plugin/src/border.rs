@@ -6,8 +6,8 @@
 use std::ffi::{c_char, c_int, c_void};
 
 use tables::{
-    CollationId, Collations, Descriptor, Field, Index, IndexPart, Kind, LEVELS_MAX, RangeEnd, ReadFlag,
-    Storage, TextOrder,
+    BulkFacts, CollationId, Collations, Descriptor, Field, Index, IndexPart, Kind, LEVELS_MAX, RangeEnd,
+    ReadFlag, Storage, TextOrder,
 };
 
 #[repr(C)]
@@ -113,6 +113,29 @@ impl FfiRangeEnd {
     }
 }
 
+#[repr(C)]
+pub struct FfiBulkFacts {
+    rows: u64,
+    copies: u8,
+    gathers: u8,
+    autocommit: u8,
+    refuses_duplicates: u8,
+    looks_back: u8,
+}
+
+impl FfiBulkFacts {
+    pub fn to_facts(&self) -> BulkFacts {
+        BulkFacts {
+            rows: self.rows,
+            copies: self.copies != 0,
+            gathers: self.gathers != 0,
+            autocommit: self.autocommit != 0,
+            refuses_duplicates: self.refuses_duplicates != 0,
+            looks_back: self.looks_back != 0,
+        }
+    }
+}
+
 pub type WeightsCall = unsafe extern "C" fn(*const c_void, u32, *const u8, usize, *mut u8, usize) -> isize;
 pub type PrefixCall = unsafe extern "C" fn(*const c_void, *const u8, usize, usize) -> usize;
 
@@ -123,6 +146,7 @@ pub struct Callbacks {
     pub prefix_bytes: PrefixCall,
     pub killed: unsafe extern "C" fn(*mut c_void) -> c_int,
     pub meets_condition: unsafe extern "C" fn(*mut c_void, *mut u8) -> c_int,
+    pub progress: unsafe extern "C" fn(*mut c_void, u64, u64),
     pub log: unsafe extern "C" fn(c_int, *const c_char, usize),
 }
 

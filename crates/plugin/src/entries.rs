@@ -4,6 +4,8 @@
 //!   drives a session or a cursor from one thread at a time. A table and an interrupt are only ever shared.
 //! * A record that comes in is as long as the descriptor said when its table was opened.
 
+mod bulk;
+
 use std::cell::RefCell;
 use std::ffi::{c_char, c_int, c_void};
 use std::sync::Arc;
@@ -271,7 +273,13 @@ unsafe extern "C" fn cistern_session_new(
             // SAFETY: the session belongs to this THD, and asks only while one of its own calls runs.
             log::callbacks().is_some_and(|callbacks| unsafe { (callbacks.killed)(thd as *mut c_void) != 0 })
         };
-        let session = life.store.session(Box::new(killed));
+        let mut session = life.store.session(Box::new(killed));
+        session.set_progress(Box::new(move |done, total| {
+            if let Some(callbacks) = log::callbacks() {
+                // SAFETY: as above.
+                unsafe { (callbacks.progress)(thd as *mut c_void, done, total) }
+            }
+        }));
         let handle = Box::new(InterruptHandle(session.interrupt_handle()));
         // SAFETY: a place of the shim's.
         unsafe { *interrupt = Box::into_raw(handle) };

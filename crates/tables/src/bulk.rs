@@ -22,6 +22,35 @@ const FEW_SHARE: u64 = 16;
 /// Entries between two looks whether the session was interrupted.
 const LOOK_EVERY: u64 = 4096;
 
+/// Known rows that are fewer are inserted as always.
+const ROWS_MIN: u64 = 5_000;
+
+/// What is known of rows that are about to be inserted.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct BulkFacts {
+    /// How many, about. 0: nobody knows.
+    pub rows: u64,
+    /// Nobody else can see the table, and it is given up if the statement fails: ALTER TABLE, CREATE TABLE … SELECT.
+    pub copies: bool,
+    /// The statement is one that brings many rows: LOAD DATA, INSERT … SELECT.
+    pub gathers: bool,
+    /// The transaction ends with the statement.
+    pub autocommit: bool,
+    /// A duplicate ends the statement, instead of being left out or put in the other's place.
+    pub refuses_duplicates: bool,
+    /// The server may want to see the rows before the statement ends: triggers, unique keys that it checks itself; or the rows go to
+    /// several tables of ours.
+    pub looks_back: bool,
+}
+
+impl BulkFacts {
+    /// Whether such rows may be written together.
+    pub fn suit(&self) -> bool {
+        let many = self.copies || (self.gathers && (self.rows == 0 || self.rows >= ROWS_MIN));
+        many && (self.copies || self.autocommit) && self.refuses_duplicates && !self.looks_back
+    }
+}
+
 /// Trees that a table is to get.
 pub(crate) struct Fresh {
     store: Arc<Store>,
@@ -104,11 +133,15 @@ impl From<engine::Error> for StreamError {
 }
 
 impl RowCursor {
-    /// Rows inserted from now on, until `end_bulk`, are gathered and written together. Only for a transaction that ends with the
-    /// statement, or whose table nobody else can see and that is given up if the statement fails.
+    /// Rows inserted from now on, until `end_bulk`, are gathered and written together.
     ///
-    /// False: rows are inserted as always, because the table is not empty, somebody writes to it, or this transaction wrote before.
-    pub fn begin_bulk(&mut self, session: &mut Session) -> Result<bool> {
+    /// False: rows are inserted as always, because the facts do not suit, the table is not empty, somebody writes to it, or this
+    /// transaction wrote before.
+    pub fn begin_bulk(&mut self, session: &mut Session, facts: &BulkFacts) -> Result<bool> {
+        self.alone = facts.copies;
+        if !facts.suit() {
+            return Ok(false);
+        }
         let table = &self.table;
         let (engine, state) = (table.store.engine(), &table.state);
         if session.has_writes() || !engine.is_untouched(state.primary_tree())? {

@@ -23,6 +23,7 @@ mod varint;
 mod write;
 
 pub use backup::Settled;
+pub use bulk::BulkFacts;
 pub use catalogue::Definition;
 pub use cursor::{Condition, Pushed, ReadFlag, Record, RowCursor, RowLock, Verdict};
 pub use descriptor::{

@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 use common::*;
 use engine::Settings;
 use proptest::prelude::*;
-use tables::{Error, Kind, ReadFlag, Session, Store};
+use tables::{BulkFacts, Error, Kind, ReadFlag, Session, Store};
 
 /// Stores whose memtables are so small that few rows are many, and the default.
 fn stores() -> &'static [Arc<Store>] {
@@ -24,6 +24,15 @@ fn stores() -> &'static [Arc<Store>] {
         settings.map(store).to_vec()
     })
 }
+
+const LOAD_DATA: BulkFacts = BulkFacts {
+    rows: 0,
+    copies: false,
+    gathers: true,
+    autocommit: true,
+    refuses_duplicates: true,
+    looks_back: false,
+};
 
 fn fresh_path() -> String {
     static TABLES: AtomicU64 = AtomicU64::new(0);
@@ -54,7 +63,7 @@ fn shapes() -> Vec<Shape> {
 
 fn value(column: Column, spread: u16) -> BoxedStrategy<V> {
     let text = |bytes: usize| {
-        prop::collection::vec(prop_oneof![Just(b'a'), Just(b'A'), Just(b' '), b'a'..b'z'], 0..bytes)
+        prop::collection::vec(prop_oneof![Just(b'a'), Just(b'A'), Just(b' '), b'a'..=b'z'], 0..bytes)
     };
     let value = match column.kind {
         Kind::Int => (0..spread).prop_map(|n| V::I(i64::from(n as i16))).boxed(),
@@ -108,7 +117,7 @@ proptest! {
         if expected.is_ok() { s.commit().unwrap() } else { s.rollback() }
 
         s.statement_begin();
-        prop_assert!(quick.cursor.begin_bulk(&mut s).unwrap());
+        prop_assert!(quick.cursor.begin_bulk(&mut s, &LOAD_DATA).unwrap());
         let inserted = insert(&mut quick, &mut s, &rows);
         let at_once = inserted.is_err();
         let got = inserted.and_then(|()| quick.cursor.end_bulk(&mut s));
@@ -182,9 +191,9 @@ fn whoever_writes_to_the_table_keeps_a_load_away_and_a_load_keeps_him_away() {
     o.statement_begin();
     other.insert(&mut o, &pair(1)).unwrap();
     s.statement_begin();
-    assert!(!t.cursor.begin_bulk(&mut s).unwrap(), "somebody writes");
+    assert!(!t.cursor.begin_bulk(&mut s, &LOAD_DATA).unwrap(), "somebody writes");
     o.rollback();
-    assert!(t.cursor.begin_bulk(&mut s).unwrap());
+    assert!(t.cursor.begin_bulk(&mut s, &LOAD_DATA).unwrap());
     o.statement_begin();
     let refused = other.insert(&mut o, &pair(1)).expect_err("a load is under way");
     assert!(matches!(&refused, Error::Engine(e) if e.kind() == engine::Kind::LockTimeout), "{refused}");
@@ -199,7 +208,7 @@ fn whoever_writes_to_the_table_keeps_a_load_away_and_a_load_keeps_him_away() {
     assert_eq!(t.scan(&mut s, Some(1)).len(), 1001);
     s.rollback();
     s.statement_begin();
-    assert!(!t.cursor.begin_bulk(&mut s).unwrap(), "there are rows");
+    assert!(!t.cursor.begin_bulk(&mut s, &LOAD_DATA).unwrap(), "there are rows");
 }
 
 #[test]
@@ -216,7 +225,7 @@ fn what_an_old_snapshot_sees_keeps_a_load_away() {
     t.cursor.delete(&mut s).unwrap();
     s.commit().unwrap();
     s.statement_begin();
-    assert!(!t.cursor.begin_bulk(&mut s).unwrap());
+    assert!(!t.cursor.begin_bulk(&mut s, &LOAD_DATA).unwrap());
     assert_eq!(t.scan(&mut old, None), [pair(1)]);
 }
 
@@ -227,7 +236,7 @@ fn a_load_that_is_given_up_leaves_an_empty_table() {
     let mut s = session(&store);
     for how in 0..3 {
         s.statement_begin();
-        assert!(t.cursor.begin_bulk(&mut s).unwrap());
+        assert!(t.cursor.begin_bulk(&mut s, &LOAD_DATA).unwrap());
         (0..1000).for_each(|n| t.insert(&mut s, &pair(n)).unwrap());
         match how {
             0 => t.cursor.abort_bulk(),
@@ -253,7 +262,7 @@ fn a_row_out_of_order_after_many_in_order_is_sorted_in() {
     let mut s = session(&store);
     for (late, fine) in [(-5, true), (500, false)] {
         s.statement_begin();
-        assert!(t.cursor.begin_bulk(&mut s).unwrap());
+        assert!(t.cursor.begin_bulk(&mut s, &LOAD_DATA).unwrap());
         (0..3000).for_each(|n| t.insert(&mut s, &pair(n)).unwrap());
         t.insert(&mut s, &pair(late)).unwrap();
         t.insert(&mut s, &pair(4000)).unwrap();
@@ -262,7 +271,7 @@ fn a_row_out_of_order_after_many_in_order_is_sorted_in() {
         s.rollback();
     }
     s.statement_begin();
-    assert!(t.cursor.begin_bulk(&mut s).unwrap());
+    assert!(t.cursor.begin_bulk(&mut s, &LOAD_DATA).unwrap());
     (0..3000).for_each(|n| t.insert(&mut s, &pair(n)).unwrap());
     t.insert(&mut s, &pair(-5)).unwrap();
     t.cursor.end_bulk(&mut s).unwrap();
@@ -288,7 +297,7 @@ fn a_load_tells_how_far_it_is_and_ends_when_it_is_interrupted() {
         stop.store(true, Relaxed);
     }));
     s.statement_begin();
-    assert!(t.cursor.begin_bulk(&mut s).unwrap());
+    assert!(t.cursor.begin_bulk(&mut s, &LOAD_DATA).unwrap());
     (0..20_000).rev().for_each(|n| t.insert(&mut s, &pair(n)).unwrap());
     let ended = t.cursor.end_bulk(&mut s).expect_err("interrupted");
     assert!(matches!(&ended, Error::Engine(e) if e.kind() == engine::Kind::Interrupted), "{ended}");
@@ -296,4 +305,21 @@ fn a_load_tells_how_far_it_is_and_ends_when_it_is_interrupted() {
     s.rollback();
     s.statement_begin();
     assert_eq!(t.scan(&mut s, None), Vec::<Vec<V>>::new());
+}
+
+#[test]
+fn only_statements_that_nobody_looks_into_are_loads() {
+    assert!(LOAD_DATA.suit());
+    assert!(!BulkFacts { rows: 100, ..LOAD_DATA }.suit(), "few rows");
+    assert!(BulkFacts { rows: 100_000, ..LOAD_DATA }.suit());
+    assert!(!BulkFacts { autocommit: false, ..LOAD_DATA }.suit(), "later statements would not see the rows");
+    assert!(
+        !BulkFacts { refuses_duplicates: false, ..LOAD_DATA }.suit(),
+        "IGNORE and REPLACE look for each row"
+    );
+    assert!(!BulkFacts { looks_back: true, ..LOAD_DATA }.suit());
+    assert!(!BulkFacts { gathers: false, ..LOAD_DATA }.suit());
+    let alter = BulkFacts { copies: true, gathers: false, autocommit: false, ..LOAD_DATA };
+    assert!(alter.suit());
+    assert!(!BulkFacts { refuses_duplicates: false, ..alter }.suit(), "ALTER IGNORE TABLE");
 }
