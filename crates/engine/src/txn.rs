@@ -116,6 +116,11 @@ impl Txn {
         self.snapshot = Some(self.slot.take(self.engine.visible_counter()));
     }
 
+    /// What snapshot reads see is as of this commit. Takes the snapshot if there is none yet.
+    pub fn snapshot_seqno(&mut self) -> Seqno {
+        self.snapshot()
+    }
+
     /// A statement starts: in READ COMMITTED the next snapshot read takes a fresh snapshot.
     pub fn statement_begin(&mut self) {
         if self.isolation == Isolation::ReadCommitted {

@@ -15,6 +15,7 @@ typedef struct cistern_session cistern_session;
 typedef struct cistern_interrupt cistern_interrupt;
 typedef struct cistern_table cistern_table;
 typedef struct cistern_cursor cistern_cursor;
+typedef struct cistern_indexes cistern_indexes;
 
 typedef struct { const char *start; size_t length; } cistern_text;
 typedef struct { const uint8_t *start; size_t length; } cistern_bytes;
@@ -154,6 +155,13 @@ typedef struct { uint64_t rows; uint8_t copies, gathers, autocommit, refuses_dup
 int cistern_bulk_begin(cistern_cursor *cursor, cistern_session *session, const cistern_bulk_facts *facts, int *begun);   /* begun 0: rows are inserted as always */
 int cistern_bulk_end(cistern_cursor *cursor, cistern_session *session, uint8_t *record);     /* after HA_ERR_FOUND_DUPP_KEY the record is the row's */
 void cistern_bulk_abort(cistern_cursor *cursor);
+/* ---- indexes added and dropped in place; kept: for each index of the altered table, which of the table's it is, -1: it has to be built ---- */
+int cistern_indexes_possible(const cistern_table *table, const cistern_descriptor *altered, const int32_t *kept);   /* 1 or 0: the rows have to be copied */
+/* Nobody else writes to the table from here to the commit. After HA_ERR_FOUND_DUPP_KEY the record is the row's, and the key that of the altered table. */
+int cistern_indexes_build(const cistern_table *table, cistern_cursor *cursor, cistern_session *session, const cistern_descriptor *altered, const int32_t *kept,
+                          uint8_t *record, cistern_indexes **built);
+int cistern_indexes_commit(const cistern_table *table, cistern_bytes frm, cistern_indexes *built);   /* frees them, whatever it returns */
+void cistern_indexes_free(cistern_indexes *built);
 uint32_t cistern_duplicate_key(const cistern_cursor *cursor);                /* after HA_ERR_FOUND_DUPP_KEY */
 void cistern_duplicate_position(const cistern_cursor *cursor, uint8_t *position);
 

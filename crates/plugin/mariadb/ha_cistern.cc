@@ -937,24 +937,82 @@ bool ha_cistern::check_if_incompatible_data(HA_CREATE_INFO *info, uint changes)
   return changes != IS_EQUAL_YES || sets_counter ? COMPATIBLE_DATA_NO : COMPATIBLE_DATA_YES;
 }
 
+static const alter_table_operations index_changes=
+  ALTER_ADD_NON_UNIQUE_NON_PRIM_INDEX | ALTER_DROP_NON_UNIQUE_NON_PRIM_INDEX | ALTER_ADD_UNIQUE_INDEX | ALTER_DROP_UNIQUE_INDEX;
+
+/* For each index of the altered table, which of the table's it is, or -1. */
+static std::vector<int32_t> kept_indexes(const TABLE *table, const TABLE *altered, const Alter_inplace_info *alter)
+{
+  std::vector<int32_t> kept(altered->s->keys, -1);
+  for (uint i= 0; i < altered->s->keys; i++) {
+    bool added= false;
+    for (uint j= 0; j < alter->index_add_count; j++)
+      added|= alter->index_add_buffer[j] == i;
+    const char *name= altered->key_info[i].name.str;
+    for (const Alter_inplace_info::Rename_key_pair &pair : alter->rename_keys)
+      if (pair.new_key == alter->key_info_buffer + i)
+        name= pair.old_key->name.str;
+    for (uint old= 0; !added && old < table->s->keys; old++)
+      if (!my_strcasecmp(system_charset_info, table->key_info[old].name.str, name))
+        kept[i]= (int32_t) old;
+  }
+  return kept;
+}
+
 enum_alter_inplace_result ha_cistern::check_if_supported_inplace_alter(TABLE *altered, Alter_inplace_info *alter)
 {
   if (alter->handler_flags & (ALTER_VIRTUAL_GCOL_EXPR | ALTER_PARTITIONED))   /* values in indexes may change */
     return HA_ALTER_INPLACE_NOT_SUPPORTED;
-  return handler::check_if_supported_inplace_alter(altered, alter);
+  if (!(alter->handler_flags & index_changes))
+    return handler::check_if_supported_inplace_alter(altered, alter);
+  bool only_indexes= !(alter->handler_flags & ~(index_changes | ALTER_RENAME_INDEX | ALTER_INDEX_IGNORABILITY | ALTER_CHANGE_INDEX_COMMENT | ALTER_INDEX_ORDER));
+  bool server_checks= altered->s->long_unique_table || altered->s->period.unique_keys || table->s->long_unique_table || table->s->period.unique_keys;
+  if (!only_indexes || server_checks || alter->ignore || table->file != this || altered->versioned() || is_sequence())
+    return HA_ALTER_INPLACE_NOT_SUPPORTED;
+  return cistern_indexes_possible(opened, Shape(altered).get(), kept_indexes(table, altered, alter).data()) ? HA_ALTER_INPLACE_SHARED_LOCK : HA_ALTER_INPLACE_NOT_SUPPORTED;
 }
 
-bool ha_cistern::commit_inplace_alter_table(TABLE *altered, Alter_inplace_info *, bool commit)
+/* From the building of indexes to the commit. */
+class IndexBuild final : public inplace_alter_handler_ctx
+{
+public:
+  cistern_indexes *built= nullptr;
+  ~IndexBuild() override { if (built) cistern_indexes_free(built); }
+};
+
+bool ha_cistern::inplace_alter_table(TABLE *altered, Alter_inplace_info *alter)
+{
+  if (!(alter->handler_flags & index_changes))
+    return false;
+  IndexBuild *build= new IndexBuild();
+  alter->handler_ctx= build;
+  thd_progress_init(ha_thd(), 1);
+  int error= fail(cistern_indexes_build(opened, cursor, session(), Shape(altered).get(), kept_indexes(table, altered, alter).data(), altered->record[0], &build->built));
+  thd_progress_end(ha_thd());
+  if (error == HA_ERR_FOUND_DUPP_KEY)
+    print_keydup_error(altered, altered->key_info + cistern_duplicate_key(cursor), MYF(0));
+  else if (error)
+    print_error(error, MYF(0));
+  return error != 0;
+}
+
+bool ha_cistern::commit_inplace_alter_table(TABLE *altered, Alter_inplace_info *alter, bool commit)
 {
   if (!commit)
-    return false;
+    return false;                       /* what was built goes with `alter` */
   const uchar *frm;
   size_t length;
   if (altered->s->read_frm_image(&frm, &length)) {
     my_error(ER_INTERNAL_ERROR, MYF(0), "CISTERN: the altered definition can not be read");
     return true;
   }
-  int error= cistern_table_set_image(text_of(path), Shape(altered).get(), cistern_bytes{ frm, length });
+  IndexBuild *build= (IndexBuild *) alter->handler_ctx;
+  int error;
+  if (build) {
+    error= cistern_indexes_commit(opened, cistern_bytes{ frm, length }, build->built);
+    build->built= nullptr;
+  } else
+    error= cistern_table_set_image(text_of(path), Shape(altered).get(), cistern_bytes{ frm, length });
   altered->s->free_frm_image(frm);
   if (error)
     print_error(error, MYF(0));

@@ -116,6 +116,7 @@ public:
   /* Changes of names, defaults, comments and options leave every stored byte as it is: only the definition is replaced. */
   bool check_if_incompatible_data(HA_CREATE_INFO *info, uint changes) override;
   enum_alter_inplace_result check_if_supported_inplace_alter(TABLE *altered, Alter_inplace_info *alter) override;
+  bool inplace_alter_table(TABLE *altered, Alter_inplace_info *alter) override;
   bool commit_inplace_alter_table(TABLE *altered, Alter_inplace_info *alter, bool commit) override;
   bool get_error_message(int error, String *text) override;
 };

@@ -5,6 +5,7 @@
 //! * A record that comes in is as long as the descriptor said when its table was opened.
 
 mod bulk;
+mod indexes;
 
 use std::cell::RefCell;
 use std::ffi::{c_char, c_int, c_void};

@@ -18,7 +18,7 @@ use crate::table::{MALFORMED_RECORD, Table};
 use crate::{Error, Result, Session, Store};
 
 /// Rows and entries are few if they take no more than this share of a memtable: 4 MiB of 64.
-const FEW_SHARE: u64 = 16;
+pub(crate) const FEW_SHARE: u64 = 16;
 /// Entries between two looks whether the session was interrupted.
 const LOOK_EVERY: u64 = 4096;
 
@@ -51,33 +51,31 @@ impl BulkFacts {
     }
 }
 
-/// Trees that a table is to get.
+/// Trees that were allocated and that no definition names yet.
 pub(crate) struct Fresh {
     store: Arc<Store>,
-    pub(crate) trees: Trees,
-    kept: bool,
+    trees: Vec<TreeId>,
 }
 
 impl Fresh {
-    pub(crate) fn new(store: &Arc<Store>, trees: Trees) -> Self {
-        Self { store: Arc::clone(store), trees, kept: false }
+    pub(crate) fn new(store: &Arc<Store>, trees: Vec<TreeId>) -> Self {
+        Self { store: Arc::clone(store), trees }
     }
-    pub(crate) fn keep(mut self) -> Trees {
-        self.kept = true;
-        self.trees.clone()
+    /// A definition names them now.
+    pub(crate) fn keep(mut self) {
+        self.trees.clear();
     }
 }
 
 impl Drop for Fresh {
     fn drop(&mut self) {
-        if !self.kept {
-            self.trees.all().for_each(|tree| self.store.engine().forget_first_part(tree));
-        }
+        self.trees.iter().for_each(|tree| self.store.engine().forget_first_part(*tree));
     }
 }
 
 /// A load that has begun.
 pub(crate) struct Bulk {
+    trees: Trees,
     fresh: Fresh,
     primary: Stream,
     /// By number of the index; none for the primary key.
@@ -175,9 +173,9 @@ impl RowCursor {
         self.decode_whole(record)
     }
 
-    pub(crate) fn insert_bulk(&mut self, record: Record) -> Result<()> {
+    pub(crate) fn insert_bulk(&mut self, session: &Session, record: Record) -> Result<()> {
         let bulk = self.bulk.as_mut().expect("the caller has seen it");
-        bulk.insert(&self.table, &mut self.scratch, record)
+        bulk.insert(&self.table, session, &mut self.scratch, record)
     }
 }
 
@@ -185,25 +183,31 @@ impl Bulk {
     fn new(table: &Table) -> Self {
         let store = &table.store;
         let trees = store.allocate(&table.layout.descriptor);
-        let fresh = Fresh::new(store, trees);
-        store.tell_first_parts(&table.layout, &fresh.trees);
-        let share = fresh.trees.all().count();
+        let fresh = Fresh::new(store, trees.all().collect());
+        store.tell_first_parts(&table.layout, &trees);
+        let share = trees.all().count();
         let stream = |tree| Stream::new(store.engine(), tree, share);
         Self {
-            primary: stream(fresh.trees.primary),
-            indexes: fresh.trees.indexes.iter().map(|tree| tree.map(stream)).collect(),
+            primary: stream(trees.primary),
+            indexes: trees.indexes.iter().map(|tree| tree.map(stream)).collect(),
+            trees,
             fresh,
             rows: 0,
             bytes: 0,
         }
     }
 
-    fn insert(&mut self, table: &Table, scratch: &mut Scratch, record: Record) -> Result<()> {
+    fn insert(
+        &mut self,
+        table: &Table,
+        session: &Session,
+        scratch: &mut Scratch,
+        record: Record,
+    ) -> Result<()> {
         let (layout, collations) = (&table.layout, table.store.collations());
-        let engine = table.store.engine();
         table.encode_new(scratch, &record)?;
         self.bytes += (scratch.key.len() + scratch.row.len()) as u64;
-        match self.primary.push(engine, &scratch.key, &scratch.row) {
+        match self.primary.push(session, &scratch.key, &scratch.row) {
             Err(StreamError::Twice(_)) => {
                 scratch.duplicate.clone_from(&scratch.key);
                 return Err(Error::Duplicate { key: layout.descriptor.primary.unwrap_or(0) });
@@ -219,7 +223,7 @@ impl Bulk {
                 .entry(&value, &scratch.key, collations, &mut scratch.weights, buffers)
                 .map_err(|_| MALFORMED_RECORD)?;
             self.bytes += (scratch.entry_key.len() + scratch.entry_value.len()) as u64;
-            match stream.push(engine, &scratch.entry_key, &scratch.entry_value) {
+            match stream.push(session, &scratch.entry_key, &scratch.entry_value) {
                 Err(StreamError::Twice(_)) => return Err(Error::Duplicate { key: index }),
                 Err(StreamError::Other(error)) => return Err(error),
                 Ok(()) => {}
@@ -231,7 +235,7 @@ impl Bulk {
     }
 
     fn finish(self, cursor: &mut RowCursor, session: &mut Session) -> Result<()> {
-        let Self { fresh, primary, indexes, rows, bytes } = self;
+        let Self { trees, fresh, primary, indexes, rows, bytes } = self;
         if rows == 0 {
             return Ok(());
         }
@@ -276,7 +280,7 @@ impl Bulk {
             for tree in loaded {
                 session.txn.add_loaded(tree)?;
             }
-            session.exchange_trees(&table, fresh)?;
+            session.exchange_trees(&table, trees, fresh)?;
         }
         session.note_many(state, rows, layout.descriptor.auto_increment.is_some());
         Ok(())
@@ -289,20 +293,20 @@ impl Stream {
         Self { tree, sorter: engine.sorter(share), load: None, last_key: Vec::new() }
     }
 
-    fn is_unloaded(&self) -> bool {
+    pub(crate) fn is_unloaded(&self) -> bool {
         self.load.is_none()
     }
 
     pub(crate) fn push(
         &mut self,
-        engine: &Arc<Engine>,
+        session: &Session,
         key: &[u8],
         value: &[u8],
     ) -> std::result::Result<(), StreamError> {
         let Some(load) = &mut self.load else {
             if self.sorter.is_full() && self.sorter.ascends() {
-                self.start_load(engine)?;
-                return self.push(engine, key, value);
+                self.start_load(session)?;
+                return self.push(session, key, value);
             }
             return Ok(self.sorter.push(key, value)?);
         };
@@ -321,8 +325,12 @@ impl Stream {
         }
     }
 
-    fn start_load(&mut self, engine: &Arc<Engine>) -> Result<()> {
-        let mut load = engine.load(self.tree)?;
+    fn open_load(&self, session: &Session) -> Result<Load> {
+        Ok(session.store().engine().load(self.tree)?.interrupted_by(session.interrupted()))
+    }
+
+    fn start_load(&mut self, session: &Session) -> Result<()> {
+        let mut load = self.open_load(session)?;
         let last_key = &mut self.last_key;
         self.sorter.drain(|key, value| {
             last_key.clear();
@@ -369,9 +377,8 @@ impl Stream {
                 progress.done += load.entries();
                 load
             }
-            None => session.store().engine().load(self.tree)?,
+            None => self.open_load(session)?,
         };
-        load = load.interrupted_by(session.interrupted());
         self.in_order(session, progress, |_, key, value| Ok(load.put(key, value)?))?;
         Ok(load.finish()?)
     }
@@ -390,10 +397,14 @@ impl Stream {
             }
             each(session, sorted.key(), sorted.value())?;
             progress.done += 1;
-            if progress.done.is_multiple_of(LOOK_EVERY) {
-                session.go_on(progress.done, progress.total)?;
-            }
+            look_at(session, progress.done, progress.total)?;
         }
         Ok(())
     }
+}
+
+/// Now and then: tells how much of how much is done, and ends what was interrupted.
+#[inline]
+pub(crate) fn look_at(session: &Session, done: u64, total: u64) -> Result<()> {
+    if done.is_multiple_of(LOOK_EVERY) { session.go_on(done, total) } else { Ok(()) }
 }

@@ -605,7 +605,7 @@ impl RowCursor {
 
     fn open(&mut self, session: &mut Session) -> Result<()> {
         let read = match self.lock {
-            RowLock::None => session.read_snapshot(),
+            RowLock::None => self.read_snapshot(session)?,
             _ => session.read_for_lock(),
         };
         self.engine.open(&mut session.txn, self.tree(), read)?;
@@ -971,7 +971,8 @@ impl RowCursor {
     /// The row of a unique index's entry whose key is the bound.
     fn read_unique(&mut self, session: &mut Session, index: usize, record: &mut [u8]) -> Result<bool> {
         let tree = self.tree();
-        let read = if self.lock == RowLock::None { session.read_snapshot() } else { session.read_for_lock() };
+        let read =
+            if self.lock == RowLock::None { self.read_snapshot(session)? } else { session.read_for_lock() };
         let (codec, current) = (&self.table.layout.indexes[index], &mut self.current);
         let (bound, scratch) = (&self.bound, &mut self.scratch.weights);
         let covered = self.covered && self.lock == RowLock::None;
@@ -999,6 +1000,17 @@ impl RowCursor {
             Verdict::PastTheEnd => Ok(false),
             Verdict::Killed => Err(killed()),
         }
+    }
+
+    /// For reads that lock nothing. An index that was built after the snapshot has no entries for what it sees.
+    fn read_snapshot(&self, session: &mut Session) -> Result<ReadAs> {
+        let since = self.table.state.indexed_since();
+        let secondary = self.index.is_some() && self.index != self.table.layout.descriptor.primary;
+        if since.0 != 0 && secondary && session.txn.snapshot_seqno() < since {
+            let reason = "an index is younger than the transaction's snapshot";
+            return Err(Error::DefinitionChanged { path: self.table.path.clone(), reason });
+        }
+        Ok(session.read_snapshot())
     }
 
     /// Stands on the bound without the engine's cursor.

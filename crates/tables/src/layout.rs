@@ -96,12 +96,7 @@ impl Layout {
         let mut text = String::new();
         self.rows.describe(&mut text);
         _ = write!(text, "primary {:?}", self.descriptor.primary);
-        for index in &self.indexes {
-            _ = write!(text, "index {}", index.unique);
-            for part in &index.parts {
-                text.push_str(&part.describe());
-            }
-        }
+        self.indexes.iter().for_each(|index| text.push_str(&index.describe()));
         // FNV-1a.
         text.bytes()
             .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
@@ -147,6 +142,13 @@ impl IndexCodec {
         };
         codec.lay_out_tuple(descriptor, number, collations);
         codec
+    }
+
+    /// A text that changes when the stored bytes of entries would, the primary key's share apart.
+    pub(crate) fn describe(&self) -> String {
+        let mut text = format!("index {}", self.unique);
+        self.parts.iter().for_each(|part| text.push_str(&part.describe()));
+        text
     }
 
     /// The server leaves out of a tuple's extension the primary-key parts that the user's parts have already; the stored key

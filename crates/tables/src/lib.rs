@@ -12,6 +12,7 @@ mod catalogue;
 mod cursor;
 mod descriptor;
 mod error;
+mod indexes;
 mod keys;
 mod layout;
 mod rows;
@@ -30,6 +31,7 @@ pub use descriptor::{
     CollationId, Collations, Descriptor, Field, Index, IndexPart, Kind, LEVELS_MAX, Storage, TextOrder,
 };
 pub use error::{Error, Result};
+pub use indexes::{BuiltIndexes, IndexPlan};
 pub use session::{Savepoint, Session};
 pub use store::{Store, TableImages};
 pub use table::{RangeEnd, Table};

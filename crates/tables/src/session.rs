@@ -53,6 +53,7 @@ pub(crate) type Interrupted = Arc<dyn Fn() -> bool + Send + Sync>;
 struct Exchange {
     table: Arc<TableState>,
     old: Trees,
+    new: Trees,
     fresh: Fresh,
 }
 
@@ -187,7 +188,7 @@ impl Session {
         // The slots are given back when the commit is durable, or never will be.
         let mut marks = Marks::default();
         // Before the commit: the fresh trees are as empty as the old ones until then, for everybody, and not for a moment after it.
-        self.exchanges.iter().for_each(|exchange| exchange.table.exchange_trees(&exchange.fresh.trees));
+        self.exchanges.iter().for_each(|exchange| exchange.table.exchange_trees(&exchange.new));
         let result = self.write_counters(&mut marks).and_then(|()| Ok(self.txn.commit()?));
         drop(marks);
         match result {
@@ -274,9 +275,9 @@ impl Session {
     }
 
     /// The table gets these trees with the commit.
-    pub(crate) fn exchange_trees(&mut self, table: &Table, fresh: Fresh) -> Result<()> {
-        let old = self.store.exchange_trees(&mut self.txn, &table.path, &table.layout, &fresh.trees)?;
-        self.exchanges.push(Exchange { table: Arc::clone(&table.state), old, fresh });
+    pub(crate) fn exchange_trees(&mut self, table: &Table, new: Trees, fresh: Fresh) -> Result<()> {
+        let old = self.store.exchange_trees(&mut self.txn, &table.path, &table.layout, &new)?;
+        self.exchanges.push(Exchange { table: Arc::clone(&table.state), old, new, fresh });
         Ok(())
     }
 

@@ -10,11 +10,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use engine::{Cursor, Engine, LockMode, LockWait, ReadAs, TreeId, Txn};
+use engine::{Cursor, Engine, LockMode, LockWait, ReadAs, Seqno, TreeId, Txn};
 use parking_lot::Mutex;
 
 use crate::backup::{self, Settled};
 use crate::catalogue::{CATALOGUE, FORMAT, Space, Trees, first_part_key, key, mark_key, table_key};
+use crate::indexes::{BuiltIndex, BuiltIndexes};
 use crate::keys::Extent;
 use crate::layout::Layout;
 use crate::session::Counts;
@@ -165,6 +166,46 @@ impl Store {
             definition.par = images.par.to_vec();
             Ok(txn.put(CATALOGUE, &path_key(path), &definition.encode())?)
         })
+    }
+    /// Gives a table the indexes that were built for it, and new images. Durable when it returns, or nothing has changed. Nobody reads the table
+    /// meanwhile; it has to be opened again.
+    pub fn set_indexes(&self, table: &Table, images: TableImages, built: BuiltIndexes) -> Result<()> {
+        let path = table.path.as_str();
+        let BuiltIndexes { layout, trees, built, fresh } = built;
+        let (seqno, (gone, builds)) = self.change_at(|txn| {
+            let mut definition =
+                self.locked_definition(txn, path)?.ok_or_else(|| Error::NoSuchTable(path.to_owned()))?;
+            check_fingerprint(path, &definition, table.layout.fingerprint())?;
+            let builds = !built.is_empty();
+            for index in built {
+                match index {
+                    BuiltIndex::Loaded(loaded) => txn.add_loaded(loaded)?,
+                    BuiltIndex::Few(tree, entries) => {
+                        txn.delete(tree, &[])?;
+                        entries.iter().try_for_each(|(key, value)| txn.put(tree, key, value))?;
+                    }
+                }
+            }
+            let gone: Vec<_> =
+                definition.trees.all().filter(|tree| !trees.all().any(|t| t == *tree)).collect();
+            gone.iter().try_for_each(|tree| drop_tree(txn, *tree))?;
+            put_first_parts(txn, &layout, &trees)?;
+            definition.version += 1;
+            definition.frm = images.frm.to_vec();
+            definition.par = images.par.to_vec();
+            definition.fingerprint = layout.fingerprint();
+            definition.trees = trees.clone();
+            txn.put(CATALOGUE, &path_key(path), &definition.encode())?;
+            let statistics = table.state.stored_rows().encode();
+            txn.put(CATALOGUE, &table_key(Space::Statistics, definition.table), &statistics)?;
+            Ok((gone, builds))
+        })?;
+        fresh.keep();
+        gone.iter().for_each(|tree| self.engine.forget_first_part(*tree));
+        let since = if builds { seqno } else { Seqno(0) };
+        let state = Arc::new(table.state.with_indexes(&trees, since));
+        self.states.lock().insert(state.id, state);
+        Ok(())
     }
     /// What the catalogue knows of a table; `None` if there is no such table.
     pub fn definition(&self, path: &str) -> Result<Option<Definition>> {
@@ -362,10 +403,14 @@ impl Store {
 
     /// Runs `f` in a transaction of its own and commits it.
     pub(crate) fn change<T>(&self, f: impl FnOnce(&mut Txn) -> Result<T>) -> Result<T> {
+        self.change_at(f).map(|(_, value)| value)
+    }
+
+    /// The same; returns what the commit's seqno is, too.
+    fn change_at<T>(&self, f: impl FnOnce(&mut Txn) -> Result<T>) -> Result<(Seqno, T)> {
         let mut txn = self.engine.begin();
         let value = f(&mut txn)?;
-        txn.commit()?;
-        Ok(value)
+        Ok((txn.commit()?, value))
     }
 
     fn read<T>(&self, f: impl FnOnce(&mut Txn) -> Result<T>) -> Result<T> {
@@ -497,11 +542,12 @@ fn put_first_parts(txn: &mut Txn, layout: &Layout, trees: &Trees) -> Result<()> 
 }
 
 fn drop_trees(txn: &mut Txn, trees: &Trees) -> Result<()> {
-    for tree in trees.all() {
-        txn.drop_tree(tree);
-        txn.delete(CATALOGUE, &first_part_key(tree))?;
-    }
-    Ok(())
+    trees.all().try_for_each(|tree| drop_tree(txn, tree))
+}
+
+fn drop_tree(txn: &mut Txn, tree: TreeId) -> Result<()> {
+    txn.drop_tree(tree);
+    Ok(txn.delete(CATALOGUE, &first_part_key(tree))?)
 }
 
 fn definition_in(txn: &mut Txn, path: &str) -> Result<Option<Definition>> {

@@ -10,7 +10,7 @@ use std::sync::atomic::{
     Ordering::{Acquire, Relaxed, Release},
 };
 
-use engine::{Cursor, ReadAs, TreeId};
+use engine::{Cursor, ReadAs, Seqno, TreeId};
 use parking_lot::{Mutex, RwLock};
 
 use crate::catalogue::{
@@ -61,6 +61,8 @@ pub(crate) struct TableState {
     pub(crate) sampling: Mutex<()>,
     /// Whether the counters say what is stored. Held while they are filled, so that nobody hands out values before.
     recovered: Mutex<bool>,
+    /// Seqno of the commit that gave it its indexes, if that was in this process's life and after the table was made.
+    since: AtomicU64,
 }
 
 /// Rows up to which a table is counted exactly when it is opened, and its indexes are read whole.
@@ -91,6 +93,7 @@ impl TableState {
             statistics_version: AtomicU64::new(1),
             sampling: Mutex::new(()),
             recovered: Mutex::new(false),
+            since: AtomicU64::new(0),
         }
     }
 
@@ -109,6 +112,11 @@ impl TableState {
             self.unsaved.store(0, Relaxed);
             self.stored_statistics(counts).encode()
         })
+    }
+
+    /// Of the rows alone: the indexes are others.
+    pub(crate) fn stored_rows(&self) -> StoredStatistics {
+        StoredStatistics { changed: 0, per_key: Vec::new(), ..self.stored_statistics(&Counts::default()) }
     }
 
     pub(crate) fn stored_statistics(&self, counts: &Counts) -> StoredStatistics {
@@ -184,6 +192,24 @@ impl TableState {
         for (to, from) in self.indexes.iter().zip(&trees.indexes) {
             to.store(from.map_or(0, |tree| tree.0), Release);
         }
+    }
+
+    /// The same table with other indexes, as of `since`.
+    pub(crate) fn with_indexes(&self, trees: &Trees, since: Seqno) -> Self {
+        let copy = |from: &AtomicU64, to: &AtomicU64| to.store(from.load(Relaxed), Relaxed);
+        let since = since.0.max(self.since.load(Relaxed));
+        let new = Self { since: AtomicU64::new(since), ..Self::new(self.id, trees) };
+        new.rows.store(self.rows.load(Relaxed), Relaxed);
+        copy(&self.next_auto_increment, &new.next_auto_increment);
+        copy(&self.next_hidden, &new.next_hidden);
+        copy(&self.row_bytes, &new.row_bytes);
+        *new.recovered.lock() = true;
+        new
+    }
+    /// Entries of indexes are there for snapshots from this one on.
+    #[inline]
+    pub(crate) fn indexed_since(&self) -> Seqno {
+        Seqno(self.since.load(Relaxed))
     }
 
     fn replace_trees(&self, trees: &Trees) {

@@ -17,7 +17,7 @@ impl RowCursor {
     /// explicit AUTO_INCREMENT value moves the counter.
     pub fn insert(&mut self, session: &mut Session, record: Record) -> Result<()> {
         if self.bulk.is_some() {
-            return self.insert_bulk(record);
+            return self.insert_bulk(session, record);
         }
         let table = &*self.table;
         let (layout, collations) = (&table.layout, table.store.collations());

@@ -47,7 +47,11 @@ unsafe extern "C" fn cistern_bulk_abort(cursor: *mut CursorHandle) {
 
 impl CursorHandle {
     /// The row of a duplicate is shown to the user, from its record.
-    fn noting_duplicate_row<T>(&mut self, result: tables::Result<T>, record: &mut [u8]) -> tables::Result<T> {
+    pub(super) fn noting_duplicate_row<T>(
+        &mut self,
+        result: tables::Result<T>,
+        record: &mut [u8],
+    ) -> tables::Result<T> {
         if matches!(result, Err(tables::Error::Duplicate { .. })) {
             self.cursor.duplicate_record(record)?;
         }
