@@ -117,6 +117,7 @@ impl Txn {
     }
 
     /// What snapshot reads see is as of this commit. Takes the snapshot if there is none yet.
+    #[inline]
     pub fn snapshot_seqno(&mut self) -> Seqno {
         self.snapshot()
     }
@@ -171,10 +172,7 @@ impl Txn {
     /// [`Kind::Conflict`]: in REPEATABLE READ the key changed after the snapshot; the lock is not kept.
     /// [`Kind::Deadlock`]: this transaction must roll back so that others can go on.
     pub fn lock(&mut self, tree: TreeId, key: &[u8], mode: LockMode, wait: &LockWait<'_>) -> Result<Granted> {
-        self.set_key(tree, key);
-        let weight = self.writes.bytes() as u64;
-        let granted =
-            self.engine.locks.acquire(&self.owner, &self.key, mode, weight, wait, &mut self.held)?;
+        let granted = self.lock_name(tree, key, mode, wait)?;
         if granted == Granted::Held {
             return Ok(granted);
         }
@@ -190,6 +188,19 @@ impl Txn {
             ));
         }
         Ok(granted)
+    }
+
+    /// The same for a key that nobody ever writes to: there is nothing that could have changed.
+    pub fn lock_name(
+        &mut self,
+        tree: TreeId,
+        key: &[u8],
+        mode: LockMode,
+        wait: &LockWait<'_>,
+    ) -> Result<Granted> {
+        self.set_key(tree, key);
+        let weight = self.writes.bytes() as u64;
+        self.engine.locks.acquire(&self.owner, &self.key, mode, weight, wait, &mut self.held)
     }
 
     /// Gives back a lock that was [`Granted::New`] for a row that was not wanted after all (READ COMMITTED).
@@ -263,11 +274,17 @@ impl Txn {
     /// transaction is empty and can be used again. On an error nothing is visible, and the transaction is rolled
     /// back; after [`Kind::Failed`] or [`Kind::Fenced`] what a restart finds may include it.
     pub fn commit(&mut self) -> Result<Seqno> {
+        self.commit_and(|_| ())
+    }
+
+    /// The same; `settle` learns how it ended while all locks are still held.
+    pub fn commit_and(&mut self, settle: impl FnOnce(&Result<Seqno>)) -> Result<Seqno> {
         let result = if self.has_writes() {
             self.engine.commit(&self.writes, &self.drops, std::mem::take(&mut self.loads))
         } else {
             Ok(self.engine.visible())
         };
+        settle(&result);
         self.rollback();
         result
     }

@@ -757,3 +757,26 @@ fn a_load_waits_for_the_bucket_until_somebody_kills_it() {
     settle(&engine);
     assert_eq!(place.ssts_in_bucket() as u64, status(&engine, "ssts"), "what was killed is gone");
 }
+
+#[test]
+fn how_a_commit_ended_is_known_before_its_locks_are_given_back() {
+    let engine = Place::new().open();
+    let name = b"name";
+    for fails in [false, true] {
+        let tree = engine.allocate_tree();
+        let (mut txn, mut other) = (engine.begin(), engine.begin());
+        txn.lock_name(OTHER, name, LockMode::Exclusive, &LockWait::NOT_AT_ALL).unwrap();
+        txn.add_loaded(loaded(&engine, tree, &rows(10, 1))).unwrap();
+        if fails {
+            txn.put(tree, b"x", b"y").unwrap();
+        }
+        let mut settled = None;
+        let result = txn.commit_and(|result| {
+            let taken = other.lock_name(OTHER, name, LockMode::Exclusive, &LockWait::NOT_AT_ALL);
+            assert_eq!(taken.expect_err("it is held").kind(), Kind::LockTimeout);
+            settled = Some(result.is_ok());
+        });
+        assert_eq!((settled, result.is_ok()), (Some(!fails), !fails));
+        other.lock_name(OTHER, name, LockMode::Exclusive, &LockWait::NOT_AT_ALL).unwrap();
+    }
+}

@@ -959,17 +959,27 @@ static std::vector<int32_t> kept_indexes(const TABLE *table, const TABLE *altere
   return kept;
 }
 
+static enum_alter_inplace_result refuse_inplace(Alter_inplace_info *alter, const char *why)
+{
+  alter->unsupported_reason= why;
+  return HA_ALTER_INPLACE_NOT_SUPPORTED;
+}
+
 enum_alter_inplace_result ha_cistern::check_if_supported_inplace_alter(TABLE *altered, Alter_inplace_info *alter)
 {
-  if (alter->handler_flags & (ALTER_VIRTUAL_GCOL_EXPR | ALTER_PARTITIONED))   /* values in indexes may change */
-    return HA_ALTER_INPLACE_NOT_SUPPORTED;
+  if (alter->handler_flags & (ALTER_VIRTUAL_GCOL_EXPR | ALTER_PARTITIONED))
+    return refuse_inplace(alter, "values in indexes may change");
   if (!(alter->handler_flags & index_changes))
     return handler::check_if_supported_inplace_alter(altered, alter);
   bool only_indexes= !(alter->handler_flags & ~(index_changes | ALTER_RENAME_INDEX | ALTER_INDEX_IGNORABILITY | ALTER_CHANGE_INDEX_COMMENT | ALTER_INDEX_ORDER));
   bool server_checks= altered->s->long_unique_table || altered->s->period.unique_keys || table->s->long_unique_table || table->s->period.unique_keys;
   if (!only_indexes || server_checks || alter->ignore || table->file != this || altered->versioned() || is_sequence())
-    return HA_ALTER_INPLACE_NOT_SUPPORTED;
-  return cistern_indexes_possible(opened, Shape(altered).get(), kept_indexes(table, altered, alter).data()) ? HA_ALTER_INPLACE_SHARED_LOCK : HA_ALTER_INPLACE_NOT_SUPPORTED;
+    return refuse_inplace(alter, server_checks ? "the server itself checks a key of the table" :
+                                 !only_indexes ? "CISTERN changes nothing but indexes in place" :
+                                 alter->ignore ? "IGNORE leaves out rows" : "CISTERN builds no indexes in place for this kind of table");
+  if (!cistern_indexes_possible(opened, Shape(altered).get(), kept_indexes(table, altered, alter).data()))
+    return refuse_inplace(alter, "the stored rows would change");
+  return HA_ALTER_INPLACE_SHARED_LOCK;
 }
 
 /* From the building of indexes to the commit. */

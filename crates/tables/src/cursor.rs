@@ -894,7 +894,8 @@ impl RowCursor {
             return self.fetch_locked(session, record, entry);
         }
         let table = &self.table;
-        let (tree, read) = (table.state.primary_tree(), session.read_snapshot());
+        let read = session.read_snapshot();
+        let tree = table.state.primary_tree();
         let (current, columns) = (&mut self.current, &self.columns);
         let (key, kept) = (&current.key, &mut current.row);
         let found = if columns.wants_blobs {
@@ -970,9 +971,9 @@ impl RowCursor {
 
     /// The row of a unique index's entry whose key is the bound.
     fn read_unique(&mut self, session: &mut Session, index: usize, record: &mut [u8]) -> Result<bool> {
-        let tree = self.tree();
         let read =
             if self.lock == RowLock::None { self.read_snapshot(session)? } else { session.read_for_lock() };
+        let tree = self.tree();
         let (codec, current) = (&self.table.layout.indexes[index], &mut self.current);
         let (bound, scratch) = (&self.bound, &mut self.scratch.weights);
         let covered = self.covered && self.lock == RowLock::None;

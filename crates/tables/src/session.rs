@@ -187,12 +187,10 @@ impl Session {
     pub fn commit(&mut self) -> Result<()> {
         // The slots are given back when the commit is durable, or never will be.
         let mut marks = Marks::default();
-        // Before the commit: the fresh trees are as empty as the old ones until then, for everybody, and not for a moment after it.
-        self.exchanges.iter().for_each(|exchange| exchange.table.exchange_trees(&exchange.new));
-        let result = self.write_counters(&mut marks).and_then(|()| Ok(self.txn.commit()?));
+        let result = self.write_counters(&mut marks).and_then(|()| self.commit_exchanges());
         drop(marks);
         match result {
-            Ok(_) => {
+            Ok(()) => {
                 for Exchange { old, fresh, .. } in self.exchanges.drain(..) {
                     fresh.keep();
                     old.all().for_each(|tree| self.store.engine().forget_first_part(tree));
@@ -202,11 +200,23 @@ impl Session {
                 Ok(())
             }
             Err(error) => {
-                self.exchanges.iter().for_each(|exchange| exchange.table.exchange_trees(&exchange.old));
                 self.rollback();
                 Err(error)
             }
         }
+    }
+
+    /// Tables that get other trees have them before the commit: those are as empty as the old ones until then, for everybody, and not for
+    /// a moment after it. If it fails they go back before the locks do, so that nobody writes to trees that no definition names.
+    fn commit_exchanges(&mut self) -> Result<()> {
+        let exchanges = &self.exchanges;
+        exchanges.iter().for_each(|exchange| exchange.table.exchange_trees(&exchange.new));
+        self.txn.commit_and(|result| {
+            if result.is_err() {
+                exchanges.iter().for_each(|exchange| exchange.table.exchange_trees(&exchange.old));
+            }
+        })?;
+        Ok(())
     }
     /// Commits what was written so far once that is more than `rows_max` rows, so that a copy of a large table needs no transaction as
     /// large. Only for a table that nobody else can see and that is dropped if the statement fails (ALTER TABLE's copy). Scans of
@@ -287,12 +297,14 @@ impl Session {
         if self.changes.iter().any(|change| Arc::ptr_eq(&change.table, table)) {
             return Ok(());
         }
-        self.lock(TABLE_LOCKS, &table.id.to_be_bytes(), LockMode::Shared).map(drop)
+        let wait = LockWait { timeout: self.lock_timeout, interrupted: &*self.interrupted };
+        self.txn.lock_name(TABLE_LOCKS, &table.id.to_be_bytes(), LockMode::Shared, &wait)?;
+        Ok(())
     }
     /// Keeps all others from writing to a table, until the end of the transaction. False: somebody does or did.
     pub(crate) fn lock_table_alone(&mut self, table: &TableState) -> Result<bool> {
         let (key, mode) = (table.id.to_be_bytes(), LockMode::Exclusive);
-        match self.txn.lock(TABLE_LOCKS, &key, mode, &LockWait::NOT_AT_ALL) {
+        match self.txn.lock_name(TABLE_LOCKS, &key, mode, &LockWait::NOT_AT_ALL) {
             Ok(_) => Ok(true),
             Err(error) if error.kind() == Kind::LockTimeout => Ok(false),
             Err(error) => Err(error.into()),
@@ -341,10 +353,12 @@ impl Session {
         self.writes
     }
 
-    /// For reads that lock nothing.
+    /// For reads that lock nothing. To be asked before the table is asked for its trees: a load that exchanges them after the snapshot was
+    /// taken is not in it, and one that did so before is whole.
     #[inline]
     pub(crate) fn read_snapshot(&mut self) -> ReadAs {
         self.snapshot_taken = true;
+        self.txn.snapshot_seqno();
         ReadAs::Snapshot
     }
     /// For reads that lock: the newest rows, or the snapshot's if a lock vouches that they are the newest.
@@ -372,7 +386,8 @@ impl Session {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::common::{Ascii, Shape, V, create, int, open, part, session, store, unique};
+    use crate::common::{Ascii, Shape, V, create, int, open, part, session, store, store_with, unique};
+    use engine::Settings;
 
     /// Both had looked at the counter; the one that had seen less was durable last, and its mark stayed: after a crash the other's value, whose
     /// row was gone, was handed out again.
@@ -403,5 +418,40 @@ mod tests {
         t.table.truncate().expect("a truncation");
         let again = Store::open(Arc::clone(store.engine()), Arc::new(Ascii)).expect("a restart");
         assert_eq!(open(&again, "d/t", &shape).table.next_auto_increment(), 1, "no slot is left over");
+    }
+
+    const LOAD: crate::BulkFacts = crate::BulkFacts {
+        rows: 0,
+        copies: false,
+        gathers: true,
+        autocommit: true,
+        refuses_duplicates: true,
+        looks_back: false,
+    };
+
+    /// The table had the load's trees while the commit was under way: whoever waited for its end wrote to trees that no definition names.
+    #[test]
+    fn a_load_whose_commit_fails_leaves_the_table_its_trees() {
+        let shape = Shape::new(&[int(4)], &[unique(&[part(0)])]);
+        let store = store_with(Settings { memtable_bytes: 1 << 10, ..Settings::default() });
+        let mut t = create(&store, "d/t", &shape);
+        let mut other = open(&store, "d/t", &shape);
+        let (mut load, mut after) = (session(&store), session(&store));
+        load.statement_begin();
+        assert!(t.cursor.begin_bulk(&mut load, &LOAD).expect("an empty table"));
+        (0..1000).for_each(|n| t.insert(&mut load, &[V::I(n)]).expect("a row"));
+        t.cursor.end_bulk(&mut load).expect("all rows");
+        let fresh = load.exchanges[0].new.primary;
+        load.txn.put(fresh, b"in the way", b"").expect("a write");
+        let error = load.commit().expect_err("a loaded tree must be empty");
+        assert!(error.to_string().contains("tree"), "{error}");
+        assert_ne!(t.table.state.primary_tree(), fresh);
+        after.statement_begin();
+        other.insert(&mut after, &[V::I(7)]).expect("a row");
+        after.commit().expect("a commit");
+        let again = Store::open(Arc::clone(store.engine()), Arc::new(Ascii)).expect("a restart");
+        let mut s = session(&again);
+        s.statement_begin();
+        assert_eq!(open(&again, "d/t", &shape).scan(&mut s, None), [[V::I(7)]]);
     }
 }

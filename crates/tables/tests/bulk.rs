@@ -17,10 +17,7 @@ fn stores() -> &'static [Arc<Store>] {
     static STORES: OnceLock<Vec<Arc<Store>>> = OnceLock::new();
     STORES.get_or_init(|| {
         let settings = [1 << 10, 8 << 10, 64 << 20];
-        let store = |memtable_bytes| {
-            let engine = engine_with(Settings { memtable_bytes, ..Settings::default() });
-            Store::open(engine, Arc::new(Ascii)).unwrap()
-        };
+        let store = |memtable_bytes| store_with(Settings { memtable_bytes, ..Settings::default() });
         settings.map(store).to_vec()
     })
 }
@@ -170,8 +167,7 @@ proptest! {
 }
 
 fn small_store() -> Arc<Store> {
-    let engine = engine_with(Settings { memtable_bytes: 4 << 10, ..Settings::default() });
-    Store::open(engine, Arc::new(Ascii)).unwrap()
+    store_with(Settings { memtable_bytes: 4 << 10, ..Settings::default() })
 }
 
 fn pairs() -> Shape {

@@ -18,10 +18,7 @@ const IMAGES: TableImages<'static> = TableImages { frm: b"new frm", par: b"" };
 fn stores() -> &'static [Arc<Store>] {
     static STORES: OnceLock<Vec<Arc<Store>>> = OnceLock::new();
     STORES.get_or_init(|| {
-        let store = |memtable_bytes| {
-            let engine = engine_with(Settings { memtable_bytes, ..Settings::default() });
-            Store::open(engine, Arc::new(Ascii)).unwrap()
-        };
+        let store = |memtable_bytes| store_with(Settings { memtable_bytes, ..Settings::default() });
         [2 << 10, 64 << 20].map(store).to_vec()
     })
 }

@@ -488,10 +488,6 @@ impl OwnedRecord {
     }
 }
 
-pub fn engine() -> Arc<Engine> {
-    engine_with(Settings::default())
-}
-
 pub fn engine_with(settings: Settings) -> Arc<Engine> {
     let parts = Parts {
         bucket: Arc::new(bucket::MemoryBucket::new()),
@@ -503,7 +499,11 @@ pub fn engine_with(settings: Settings) -> Arc<Engine> {
 }
 
 pub fn store() -> Arc<Store> {
-    Store::open(engine(), Arc::new(Ascii)).expect("a fresh store opens")
+    store_with(Settings::default())
+}
+
+pub fn store_with(settings: Settings) -> Arc<Store> {
+    Store::open(engine_with(settings), Arc::new(Ascii)).expect("a fresh store opens")
 }
 
 pub fn session(store: &Arc<Store>) -> Session {
