@@ -32,6 +32,9 @@ struct Arguments {
         value_delimiter = ','
     )]
     workloads: Vec<String>,
+    /// Which rows: sysbench's `--rand-type`; `pareto` has a few hot ones
+    #[arg(long, default_value = "special")]
+    rand_type: String,
     /// Only ours, without the peer
     #[arg(long)]
     alone: bool,
@@ -41,6 +44,9 @@ struct Arguments {
     /// Options for our mariadbd
     #[arg(long = "server-option", allow_hyphen_values = true)]
     server_options: Vec<String>,
+    /// Options for InnoDB's
+    #[arg(long = "peer-option", allow_hyphen_values = true)]
+    peer_options: Vec<String>,
 }
 
 const TABLES: u32 = 4;
@@ -58,7 +64,8 @@ fn main() -> ExitCode {
     let mut plan = Plan::in_directory(&directory);
     plan.server_options.clone_from(&arguments.server_options);
     let ours = plan.start().unwrap_or_else(|ended| panic!("cistern did not start:\n{}", ended.said));
-    let peer = (!arguments.alone).then(|| Peer::start(&directory, &[]));
+    let peer_options: Vec<&str> = arguments.peer_options.iter().map(String::as_str).collect();
+    let peer = (!arguments.alone).then(|| Peer::start(&directory, &peer_options));
     let mut targets = vec![Target { name: "cistern", port: ours.port() }];
     targets.extend(peer.as_ref().map(|peer| Target { name: "innodb", port: peer.port() }));
     println!("load average before: {}", std::fs::read_to_string("/proc/loadavg").unwrap_or_default().trim());
@@ -114,8 +121,15 @@ fn measure(target: &Target, workload: &str, threads: u32, arguments: &Arguments)
     } else {
         options.push(format!("--tables={TABLES}"));
         options.push(format!("--table-size={}", arguments.rows));
+        options.push(format!("--rand-type={}", arguments.rand_type));
     }
     let output = sysbench(target, workload, database, threads, &options, "run")?;
+    if let Some(repeated) = output.lines().find(|line| line.contains("ignored errors:")) {
+        eprintln!(
+            "{}, after deadlocks and conflicts",
+            repeated.split_whitespace().collect::<Vec<_>>().join(" ")
+        );
+    }
     let line = output
         .lines()
         .map(str::trim)
