@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::accounts::Accounts;
-use crate::outcome::Outcome;
+use crate::outcome::{Outcome, say};
 
 /// The server's scripts, in the order in which they build on each other.
 const SCRIPTS: [&str; 6] = [
@@ -79,7 +79,7 @@ pub fn run(mut mariadbd: Command, sql: &str) -> Result<(), Outcome> {
         return Ok(());
     }
     for line in said.lines() {
-        eprintln!("{line}");
+        say(format_args!("{line}"));
     }
     let last_error = said.lines().rfind(|line| line.contains("ERROR")).unwrap_or_default();
     match Outcome::of_server(output.status, last_error) {

@@ -10,7 +10,7 @@ mod serve;
 mod server;
 
 use clap::{Parser, Subcommand};
-use outcome::Outcome;
+use outcome::{Outcome, say};
 
 /// A MySQL-compatible database whose home is an object store.
 ///
@@ -42,7 +42,7 @@ fn main() -> std::process::ExitCode {
     };
     match &outcome {
         Outcome::Clean => {}
-        other => eprintln!("cistern: {other}"),
+        other => say(format_args!("cistern: {other}")),
     }
     outcome.exit_code()
 }

@@ -1,7 +1,13 @@
 //! How a run ended, and the exit code that says so. The plugin ends the server with the same codes.
 
 use std::fmt;
+use std::io::Write as _;
 use std::process::ExitCode;
+
+/// Tells whoever reads our log. Nobody may be there any more, and that is no reason to end, or to stop listening.
+pub fn say(line: fmt::Arguments<'_>) {
+    _ = writeln!(std::io::stderr(), "{line}");
+}
 
 /// The end of a run. Codes are a contract with supervisors (README, "Exit codes"): never renumber.
 #[derive(Debug, PartialEq, Eq)]

@@ -20,7 +20,7 @@ use crate::accounts::{Accounts, VARIABLES};
 use crate::bootstrap;
 use crate::data_directory::DataDirectory;
 use crate::location::Reach;
-use crate::outcome::Outcome;
+use crate::outcome::{Outcome, say};
 use crate::server::Server;
 
 /// Serve SQL from a bucket until stopped.
@@ -86,7 +86,7 @@ fn try_serve(arguments: &Arguments) -> Result<Outcome, Outcome> {
 
     let marker = Names::new("main").system_tables_marker();
     if bucket.head(&marker).map_err(Outcome::of_bucket)?.is_none() {
-        eprintln!("cistern: {} is empty: making the system tables (once)", arguments.bucket);
+        say(format_args!("cistern: {} is empty: making the system tables (once)", arguments.bucket));
         let sql = bootstrap::script(&server.share, &accounts).map_err(Outcome::BadConfiguration)?;
         let mut first = command();
         first.arg("--bootstrap");
@@ -157,7 +157,7 @@ fn supervise(mut command: Command, server: &Server, start: Instant) -> Result<Ou
     let stop = signals.handle();
     let forwarder = std::thread::spawn(move || {
         for _ in signals.forever() {
-            eprintln!("cistern: stopping");
+            say(format_args!("cistern: stopping"));
             if rustix::process::kill_process(pid, rustix::process::Signal::TERM).is_err() {
                 return; // it is gone already
             }
@@ -167,7 +167,7 @@ fn supervise(mut command: Command, server: &Server, start: Instant) -> Result<Ou
     let mut last_error = String::new();
     for line in BufReader::new(child.stderr.take().expect("stderr is piped")).split(b'\n') {
         let line = String::from_utf8_lossy(&line.map_err(crash)?).into_owned();
-        eprintln!("{line}");
+        say(format_args!("{line}"));
         if line.contains("[ERROR]") {
             last_error = line.clone();
         }
@@ -176,13 +176,15 @@ fn supervise(mut command: Command, server: &Server, start: Instant) -> Result<Ou
         {
             let port = rest.split_whitespace().next().unwrap_or("3306");
             let seconds = start.elapsed().as_secs_f64();
-            eprintln!("cistern: ready in {seconds:.2} s; connect with: mariadb -h127.0.0.1 -P{port} -uroot");
+            say(format_args!(
+                "cistern: ready in {seconds:.2} s; connect with: mariadb -h127.0.0.1 -P{port} -uroot"
+            ));
         }
     }
     let status = child.wait().map_err(crash)?;
     stop.close();
     if forwarder.join().is_err() {
-        eprintln!("cistern: the signal thread panicked");
+        say(format_args!("cistern: the signal thread panicked"));
     }
     Ok(Outcome::of_server(status, &last_error))
 }
