@@ -14,6 +14,7 @@
 #include "log.h"
 #include "sql_table.h"
 #include "sql_lex.h"
+#include "sql_select.h"
 #include "sql_parse.h"
 #include "opt_range.h"
 #include "mysqld.h"
@@ -785,12 +786,36 @@ ha_rows ha_cistern::multi_range_read_info(uint index, uint ranges, uint keys, ui
   return mrr.dsmrr_info(index, ranges, keys, parts, buffer, mode, cost);
 }
 
-/* COUNT(*) of all rows. EXPLAIN asks too, and must not take as long as the statement. */
+/* Whether this is where the optimizer answers COUNT(*) of all rows (`opt_sum_query`). */
+static bool wants_exact_count(const TABLE *table)
+{
+  const SELECT_LEX *select= table->pos_in_table_list ? table->pos_in_table_list->select_lex : nullptr;
+  JOIN *join= select ? select->join : nullptr;
+  if (!join || join->conds || table->in_use->lex->describe)
+    return false;
+  List_iterator_fast<Item> items(join->all_fields);
+  while (Item *item= items++)
+    if (item->type() == Item::SUM_FUNC_ITEM && ((Item_sum *) item)->sum_func() == Item_sum::COUNT_FUNC)
+      return true;
+  return false;
+}
+
+/* The optimizer asks this way, too, where an estimate would do, for every statement that an index covers (`find_shortest_key`, which only compares
+   indexes): it gets none. Where it would have counted all the same, of a merged view say, it then reads the rows. */
 ha_rows ha_cistern::records()
 {
-  uint64_t rows;
-  cistern_cursor_lock(cursor, lock);
-  return table->in_use->lex->describe || cistern_count(cursor, session(), &rows) ? HA_POS_ERROR : rows;
+  if (!wants_exact_count(table))
+    return HA_POS_ERROR;
+  query_id_t statement= table->in_use->query_id;
+  if (counted_in != statement) {
+    uint64_t rows;
+    cistern_cursor_lock(cursor, lock);
+    if (cistern_count(cursor, session(), &rows))
+      return HA_POS_ERROR;
+    counted= rows;
+    counted_in= statement;
+  }
+  return counted;
 }
 
 ha_rows ha_cistern::records_in_range(uint index, const key_range *low, const key_range *high, page_range *)

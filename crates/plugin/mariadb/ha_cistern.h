@@ -18,6 +18,8 @@ class ha_cistern final : public handler
   /* Rows that are written together: from the first one to end_bulk_insert. */
   enum { BULK_NOT, BULK_WANTED, BULK_BEGUN } bulk= BULK_NOT;
   uint64_t bulk_rows= 0;
+  query_id_t counted_in= 0;             /* the statement that `counted` rows were counted for */
+  ha_rows counted= 0;
   bool accepts_duplicates= false;       /* the statement leaves them out, or puts them in the other's place */
   uint64_t statistics_seen= 0;
   /* Whether entries of the index of the pushed condition can tell the end of a range. */
@@ -98,6 +100,7 @@ public:
   Item *idx_cond_push(uint index, Item *condition) override;
   void cancel_pushed_idx_cond() override;
   ha_rows records() override;
+  double key_scan_time(uint index) override { return keyread_time(index, 1, stats.records); }
   ha_rows records_in_range(uint index, const key_range *low, const key_range *high, page_range *pages) override;
 
   int info(uint flag) override;

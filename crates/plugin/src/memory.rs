@@ -123,12 +123,17 @@ unsafe extern "C" {
     fn malloc_trim(keep: usize) -> i32;
 }
 
-/// Buffers of 256 KiB and more (ssts, windows, chunks of memtables) are mapped each for itself and given back when they are freed. Left alone, glibc would after the
-/// first of them keep such sizes in its heaps, where a block in their midst pins them for ever.
+/// Whole ssts and the widest windows are mapped each for itself and given back when they are freed. Left alone, glibc would after the first
+/// of them keep such sizes in its heaps, where a block in their midst pins them for ever. What the server allocates for a
+/// statement (2 MiB to sort) stays below both limits: mapped anew each time, eight clients that sort would wait for each other in the kernel.
 fn keep_large_allocations_apart() {
+    const M_TRIM_THRESHOLD: i32 = -1;
     const M_MMAP_THRESHOLD: i32 = -3;
     // SAFETY: both take any number, from any thread.
-    unsafe { mallopt(M_MMAP_THRESHOLD, 256 << 10) };
+    unsafe {
+        mallopt(M_MMAP_THRESHOLD, 4 << 20);
+        mallopt(M_TRIM_THRESHOLD, 8 << 20);
+    }
 }
 
 fn trim() {
