@@ -101,13 +101,8 @@ impl Plan {
         }
     }
 
-    /// Starts `cistern serve` and returns once it accepts connections, with the port.
-    ///
-    /// # Errors
-    /// The exit status and everything that was said, if it ended instead.
-    pub fn start(&self) -> Result<Server, Ended> {
-        let port = free_port();
-        let started = Instant::now();
+    /// `cistern serve` on `port`; what it says comes through a pipe.
+    pub fn command(&self, port: u16) -> Command {
         let mut command = Command::new(build_directory().join("cistern"));
         command.args(["serve", "--bucket", &self.bucket, "--data"]).arg(&self.data).args(&self.options);
         command
@@ -116,12 +111,18 @@ impl Plan {
             .arg("--bind-address=127.0.0.1")
             .args(&self.server_options);
         command.envs(self.environment.iter().cloned());
-        let mut child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("cistern starts");
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command
+    }
+
+    /// Starts `cistern serve` and returns once it accepts connections, with the port.
+    ///
+    /// # Errors
+    /// The exit status and everything that was said, if it ended instead.
+    pub fn start(&self) -> Result<Server, Ended> {
+        let port = free_port();
+        let started = Instant::now();
+        let mut child = self.command(port).spawn().expect("cistern starts");
         let said = Arc::new(Mutex::new(String::new()));
         let (sender, ready) = std::sync::mpsc::channel();
         let stderr = BufReader::new(child.stderr.take().expect("stderr is piped"));

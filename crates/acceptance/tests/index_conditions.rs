@@ -287,3 +287,55 @@ fn rows_that_do_not_meet_the_condition_are_locked_as_the_isolation_asks() {
         root.query_drop("ROLLBACK").expect("an end");
     }
 }
+
+/// Blocks that were looked at so far.
+fn blocks(root: &mut Conn) -> u64 {
+    let rows: Vec<(String, u64)> =
+        root.query("SHOW GLOBAL STATUS LIKE 'cistern_block_cache_%s'").expect("counters");
+    let counts = |name: &str| name.ends_with("_hits") || name.ends_with("_misses");
+    rows.iter().filter(|(name, _)| counts(name)).map(|(_, count)| count).sum()
+}
+
+/// The optimizer asks in the same words how many rows there are for an estimate and for the answer of COUNT(*).
+#[test]
+fn rows_are_counted_for_an_answer_and_not_for_a_plan() {
+    let (_directory, _server, mut root) = start();
+    for statement in [
+        "CREATE TABLE t (id INT PRIMARY KEY, k INT NOT NULL, pad CHAR(60) NOT NULL, KEY k (k))",
+        // So many that they go to ssts at once, where blocks are counted.
+        "INSERT INTO t SELECT seq, seq * 7919 MOD 100000, SHA2(seq, 224) FROM seq_1_to_100000",
+        "CREATE TABLE p (id INT PRIMARY KEY, k INT NOT NULL, KEY k (k)) PARTITION BY HASH (id) PARTITIONS 3",
+        "INSERT INTO p SELECT id, k FROM t WHERE id <= 9000",
+        "CREATE VIEW v AS SELECT id, k FROM t",
+    ] {
+        root.query_drop(statement).unwrap_or_else(|error| panic!("{statement}: {error}"));
+    }
+    let mut asked = |sql: &str| {
+        let before = blocks(&mut root);
+        let answer: Option<u64> = root.query_first(sql).unwrap_or_else(|error| panic!("{sql}: {error}"));
+        (answer.expect("a row"), blocks(&mut root) - before)
+    };
+    let (rows, counted) = asked("SELECT COUNT(*) FROM t");
+    assert!(rows == 100_000 && counted > 20, "{rows} rows, {counted} blocks");
+    for sql in [
+        "SELECT SUM(k) FROM t WHERE k < 10",
+        "SELECT k FROM t WHERE k = 5",
+        "SELECT MAX(k) FROM t WHERE k < 9",
+    ] {
+        let (_, looked_at) = asked(sql);
+        assert!(looked_at * 4 < counted, "{sql}: {looked_at} blocks, and {counted} for all rows");
+    }
+    for (sql, rows) in [
+        ("SELECT COUNT(*) FROM (SELECT * FROM t) AS d", 100_000),
+        ("SELECT COUNT(*) FROM v", 100_000),
+        ("SELECT COUNT(id) FROM v AS a JOIN (SELECT 1) AS b", 100_000),
+        ("SELECT COUNT(*) FROM p", 9000),
+        ("SELECT COUNT(*) FROM p AS a, (SELECT COUNT(*) AS n FROM p) AS b WHERE b.n = 9000", 9000),
+        ("SELECT COUNT(*) FROM t WHERE id > (SELECT COUNT(*) FROM p)", 91_000),
+        ("SELECT COUNT(*) + SUM(k) * 0 FROM t", 100_000),
+        ("SELECT COUNT(*) FROM t HAVING COUNT(*) > 5", 100_000),
+        ("SELECT COUNT(*) FROM t UNION ALL SELECT COUNT(*) FROM p LIMIT 1", 100_000),
+    ] {
+        assert_eq!(asked(sql).0, rows, "{sql}");
+    }
+}

@@ -3,13 +3,15 @@
 #![allow(clippy::disallowed_methods, reason = "real processes run on real time")]
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use acceptance::objects::files_below;
-use acceptance::server::{Plan, Server};
+use acceptance::server::{Plan, Server, free_port};
 use mysql::prelude::Queryable;
 use mysql::{Conn, OptsBuilder};
+use rustix::process::{Pid, Signal, kill_process};
 
 fn column(connection: &mut Conn, query: &str) -> Vec<String> {
     connection.query(query).unwrap_or_else(|error| panic!("{query}: {error}"))
@@ -238,4 +240,26 @@ fn make_run_works_in_a_fresh_clone() {
     let bucket = format!("file://{}", data.join("bucket").display());
     let server = Plan { bucket, data, ..Plan::in_directory(scratch.path()) }.started();
     assert_eq!(column(&mut server.connect().expect("it is ready"), "SELECT 'here'"), ["here"]);
+}
+
+#[test]
+fn a_server_whose_log_nobody_reads_any_more_stops_when_it_is_asked_to() {
+    let scratch = tempfile::tempdir().expect("a temporary directory");
+    let mut child = Plan::in_directory(scratch.path()).command(free_port()).spawn().expect("cistern starts");
+    let mut log = BufReader::new(child.stderr.take().expect("stderr is piped")).lines();
+    assert!(log.any(|line| line.expect("text").starts_with("cistern: ready")), "it ended");
+    drop(log);
+    kill_process(Pid::from_child(&child), Signal::TERM).expect("our own child can be signalled");
+    let end = Instant::now() + Duration::from_secs(60);
+    let status = loop {
+        match child.try_wait().expect("our own child can be waited for") {
+            Some(status) => break status,
+            None if Instant::now() < end => std::thread::sleep(Duration::from_millis(20)),
+            None => {
+                child.kill().expect("it is there");
+                panic!("it does not stop");
+            }
+        }
+    };
+    assert_eq!(status.code(), Some(0), "a clean end");
 }

@@ -14,6 +14,9 @@ use crate::table::{Table, TableState};
 use crate::{Result, Store};
 
 const LOCK_TIMEOUT: Duration = Duration::from_secs(50);
+/// How long a write waits for whoever fills the table: as long as for an ALTER TABLE (the default of `lock_wait_timeout`). A large load takes
+/// longer than any wait for a row should.
+const FILLED_TIMEOUT: Duration = Duration::from_secs(86_400);
 
 /// A place to roll back to. Means nothing after the end of its transaction.
 #[derive(Clone, Copy, Debug)]
@@ -297,7 +300,7 @@ impl Session {
         if self.changes.iter().any(|change| Arc::ptr_eq(&change.table, table)) {
             return Ok(());
         }
-        let wait = LockWait { timeout: self.lock_timeout, interrupted: &*self.interrupted };
+        let wait = LockWait { timeout: FILLED_TIMEOUT, interrupted: &*self.interrupted };
         self.txn.lock_name(TABLE_LOCKS, &table.id.to_be_bytes(), LockMode::Shared, &wait)?;
         Ok(())
     }
