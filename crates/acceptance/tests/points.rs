@@ -9,7 +9,8 @@ use mysql::Conn;
 use mysql::prelude::Queryable;
 
 /// Each with the pass at which it kills: late enough that clients were told something.
-const POINTS: [&str; 9] = [
+const POINTS: [&str; 10] = [
+    "after-unlock#150",
     "before-sync#150",
     "after-sync#150",
     "in-flush#2",

@@ -4,11 +4,14 @@
 //! * Seqnos and places in the wal are given out in the same order, under `turn`. The rest of a commit is parallel.
 //! * A record is handed to the wal after its writes are in the memtable. So when the wal is durable up to a record's
 //!   end, that record and all before it are readable, and `visible` may move there in one step.
+//! * `visible <= applied` but for moments: up to `applied` all commits are in the memtables and handed to the wal. Row locks go there
+//!   already, before the sync; who then locks such a row reads at `applied`, and a later place in the wal makes its own commit
+//!   durable no sooner (`docs/decisions/0005`).
 //! * A memtable is frozen between two places: it holds exactly the records before its end. It is read by a flush when
 //!   its last writer is done and its end is durable.
 //! * A commit that fails after it got its place fails the engine: nobody knows what a restart will find.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -17,6 +20,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::load::Loaded;
 use crate::memtable::Memtable;
+use crate::points::{self, Point};
 use crate::version::{Run, SstMeta, Version};
 use crate::view::View;
 use crate::wal::{Op, Wal};
@@ -68,7 +72,25 @@ pub(crate) struct Commits {
     wal: Arc<Wal>,
     turn: Mutex<Turn>,
     visible: AtomicU64,
+    applied: AtomicU64,
+    /// The end of that commit's record, or of a later one's.
+    applied_end: AtomicU64,
+    order: Mutex<Order>,
     view: ArcSwap<View>,
+}
+
+/// Which commits are in the memtables and handed to the wal.
+struct Order {
+    applied: u64,
+    /// Those that an unfinished one comes before, with the ends of their records.
+    ahead: BTreeMap<u64, WalPosition>,
+}
+
+/// Up to where a transaction has seen commits that may not be durable yet.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Seen {
+    seqno: Seqno,
+    end: WalPosition,
 }
 
 /// What a commit is to make visible beside its writes.
@@ -161,9 +183,12 @@ impl Commits {
             dropped: Arc::new(&dropped | &turn.drops()),
         };
         Self {
-            wal,
             turn: Mutex::new(turn),
             visible: AtomicU64::new(last.0),
+            applied: AtomicU64::new(last.0),
+            applied_end: AtomicU64::new(wal.start().0),
+            order: Mutex::new(Order { applied: last.0, ahead: BTreeMap::new() }),
+            wal,
             view: ArcSwap::from_pointee(view),
         }
     }
@@ -173,7 +198,8 @@ impl Commits {
     }
 
     pub(crate) fn visible(&self) -> Seqno {
-        Seqno(self.visible.load(Ordering::Acquire))
+        // In one order with the slots of snapshots.
+        Seqno(self.visible.load(Ordering::SeqCst))
     }
 
     pub(crate) fn visible_counter(&self) -> &AtomicU64 {
@@ -186,12 +212,37 @@ impl Commits {
         self.view.load()
     }
 
-    /// What is there now, and the newest visible seqno that is whole in it. For a snapshot that nobody registered.
+    /// The newest commit whose locks may have been given back: no earlier one is missing in the memtables.
+    #[inline]
+    pub(crate) fn applied(&self) -> Seqno {
+        if self.wal.failed() {
+            // The commits behind that end in an error, and show nothing.
+            return self.visible();
+        }
+        // A commit becomes visible after its record was handed over, and perhaps before it was noted as applied.
+        Seqno(self.applied.load(Ordering::Acquire)).max(self.visible())
+    }
+
+    /// What a transaction that reads at `at` must wait for before it says so. `None`: all of it is visible.
+    pub(crate) fn not_yet_visible(&self, at: Seqno) -> Option<Seen> {
+        // The end is stored before the seqno: it is not that of an earlier record.
+        let unseen = at > self.visible();
+        unseen.then(|| Seen { seqno: at, end: WalPosition(self.applied_end.load(Ordering::Acquire)) })
+    }
+
+    /// Returns when what was seen is durable, and visible to every later snapshot.
+    pub(crate) fn settle(&self, seen: Seen) -> Result<()> {
+        self.wal.sync_to(seen.end)?;
+        self.visible.fetch_max(seen.seqno.0, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// What is there now, and the newest applied seqno, which is whole in it. For a snapshot that nobody registered.
     #[inline]
     pub(crate) fn newest(&self) -> (Guard<Arc<View>>, Seqno) {
         loop {
             let view = self.view.load();
-            let at = self.visible();
+            let at = self.applied();
             // Had the view changed before `at` was read, a memtable could be missing in it; had it changed afterwards
             // and been loaded afterwards, the version visible at `at` could have been compacted away.
             if Arc::ptr_eq(&view, &self.view.load()) {
@@ -200,8 +251,9 @@ impl Commits {
         }
     }
 
-    /// Returns when `writes` and `loads` are durable and visible. Trees of `drops` are gone from then on. `next_tree`: all tree ids
-    /// below it have been given out. `None`: the tree is not the one that `loads` were checked against any more.
+    /// Returns when `writes` and `loads` are durable and visible. Trees of `drops` are gone from then on. `unlock` may be called before
+    /// that, once whatever else is locked then comes after this commit. `next_tree`: all tree ids below it have been given out. `None`:
+    /// the tree is not the one that `loads` were checked against any more.
     pub(crate) fn commit(
         &self,
         writes: &WriteSet,
@@ -209,6 +261,7 @@ impl Commits {
         mut loads: Option<&mut Loads>,
         next_tree: TreeId,
         memtable_bytes: usize,
+        unlock: impl FnOnce(),
     ) -> Result<Option<Committed>> {
         let payload_bytes =
             writes.in_order().map(|(key, kind, value)| op(key, kind, value).encoded_len()).sum::<usize>()
@@ -262,6 +315,10 @@ impl Commits {
         if drops.is_empty() {
             table.writers.fetch_sub(1, Ordering::Release);
         }
+        if self.note_applied(seqno, end) && drops.is_empty() && loads.is_none() {
+            unlock();
+            points::pass(Point::AfterUnlock);
+        }
         self.wal.sync_to(end)?;
         if !drops.is_empty() {
             // Only now: before, a reader could miss a tree whose drop never happens.
@@ -274,6 +331,22 @@ impl Commits {
         self.visible.fetch_max(seqno.0, Ordering::SeqCst);
         std::mem::forget(unfinished);
         Ok(Some(Committed { seqno, froze }))
+    }
+
+    /// The commit is in its memtable and handed to the wal. `false`: one before it is not.
+    fn note_applied(&self, seqno: Seqno, mut end: WalPosition) -> bool {
+        let mut order = self.order.lock();
+        if seqno.0 != order.applied + 1 {
+            order.ahead.insert(seqno.0, end);
+            return false;
+        }
+        order.applied = seqno.0;
+        while let Some(next) = order.take_next() {
+            (order.applied, end) = next;
+        }
+        self.applied_end.store(end.0, Ordering::Release);
+        self.applied.store(order.applied, Ordering::Release);
+        true
     }
 
     /// No commit gets a place from now on; they fail with `kind`.
@@ -356,6 +429,13 @@ impl Commits {
         let mut view = View::clone(&self.view.load());
         change(&mut view);
         self.view.store(Arc::new(view));
+    }
+}
+
+impl Order {
+    fn take_next(&mut self) -> Option<(u64, WalPosition)> {
+        let next = self.applied + 1;
+        self.ahead.remove(&next).map(|end| (next, end))
     }
 }
 

@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use crate::background::Workers;
 use crate::cache::Loan;
 use crate::claim::Fence;
-use crate::commit::{Commits, Committed, Loads, not_empty};
+use crate::commit::{Commits, Committed, Loads, Seen, not_empty};
 use crate::compaction::pressure::{Debt, pauses_merges};
 use crate::compaction::run::{self, Context};
 use crate::first_part::FirstPart;
@@ -552,6 +552,19 @@ impl Engine {
         self.commits.newest()
     }
 
+    pub(crate) fn applied(&self) -> Seqno {
+        self.commits.applied()
+    }
+
+    pub(crate) fn not_yet_visible(&self, at: Seqno) -> Option<Seen> {
+        self.commits.not_yet_visible(at)
+    }
+
+    /// Returns when what was seen is durable and visible.
+    pub(crate) fn settle(&self, seen: Seen) -> Result<()> {
+        self.commits.settle(seen).inspect_err(|error| self.note(error))
+    }
+
     pub(crate) fn prefetch(&self, keys: &[&[u8]]) -> usize {
         let at_once = if self.settings.background == Background::Threads { PREFETCHES } else { 1 };
         let view = Arc::clone(&self.view());
@@ -560,10 +573,17 @@ impl Engine {
         pieces
     }
 
-    pub(crate) fn commit(&self, writes: &WriteSet, drops: &[TreeId], loaded: Vec<Loaded>) -> Result<Seqno> {
+    /// `unlock`: see [`Commits::commit`].
+    pub(crate) fn commit(
+        &self,
+        writes: &WriteSet,
+        drops: &[TreeId],
+        loaded: Vec<Loaded>,
+        unlock: impl FnOnce(),
+    ) -> Result<Seqno> {
         self.admit(writes.bytes() as u64)?;
         let committed = if loaded.is_empty() {
-            self.commit_now(writes, drops, None).map(|done| done.expect("nothing was checked"))
+            self.commit_now(writes, drops, None, unlock).map(|done| done.expect("nothing was checked"))
         } else {
             self.commit_loaded(writes, drops, loaded)
         };
@@ -587,9 +607,10 @@ impl Engine {
         writes: &WriteSet,
         drops: &[TreeId],
         loads: Option<&mut Loads>,
+        unlock: impl FnOnce(),
     ) -> Result<Option<Committed>> {
         let next_tree = TreeId(self.next_tree.load(Ordering::SeqCst));
-        self.commits.commit(writes, drops, loads, next_tree, self.settings.memtable_bytes)
+        self.commits.commit(writes, drops, loads, next_tree, self.settings.memtable_bytes, unlock)
     }
 
     fn commit_loaded(&self, writes: &WriteSet, drops: &[TreeId], loaded: Vec<Loaded>) -> Result<Committed> {
@@ -604,7 +625,7 @@ impl Engine {
             let view = Arc::clone(&self.view());
             trees.iter().try_for_each(|tree| self.check_unwritten(&view, *tree))?;
             loads.checked = Arc::clone(&view.version);
-            if let Some(committed) = self.commit_now(writes, drops, Some(&mut loads))? {
+            if let Some(committed) = self.commit_now(writes, drops, Some(&mut loads), || ())? {
                 let bytes = loads.loaded.iter().map(|loaded| loaded.bytes()).sum();
                 self.counters.loaded_bytes.fetch_add(bytes, Ordering::Relaxed);
                 return Ok(committed);

@@ -13,6 +13,8 @@ use rustix::process::{Signal, getpid, kill_process};
 /// A place in the code. Each stands between two effects that a crash may separate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Point {
+    /// A commit has given back its row locks, and nobody has written it to the disk for it.
+    AfterUnlock,
     /// Commits are written to the local wal and not synced: nobody was told.
     BeforeSync,
     /// Commits are durable on the disk, and nobody was told.
@@ -35,7 +37,8 @@ pub(crate) enum Point {
     BeforeDelete,
 }
 
-const NAMES: [(&str, Point); 10] = [
+const NAMES: [(&str, Point); 11] = [
+    ("after-unlock", Point::AfterUnlock),
     ("before-sync", Point::BeforeSync),
     ("after-sync", Point::AfterSync),
     ("in-flush", Point::InFlush),

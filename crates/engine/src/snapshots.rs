@@ -55,12 +55,12 @@ impl Snapshots {
 }
 
 impl SnapshotSlot {
-    /// Takes a snapshot of all that is visible.
-    pub(crate) fn take(&self, visible: &AtomicU64) -> Seqno {
+    /// Takes a snapshot at what `newest` answers: what is visible (which it reads with `SeqCst`, not before it is called), or more.
+    pub(crate) fn take(&self, newest: impl FnOnce() -> Seqno) -> Seqno {
         self.0.store(BEING_TAKEN, Ordering::SeqCst);
-        let seqno = visible.load(Ordering::SeqCst);
-        self.0.store(seqno, Ordering::SeqCst);
-        Seqno(seqno)
+        let seqno = newest();
+        self.0.store(seqno.0, Ordering::SeqCst);
+        seqno
     }
 
     pub(crate) fn let_go(&self) {
@@ -84,12 +84,13 @@ mod tests {
     #[test]
     fn a_snapshot_is_live_until_it_is_let_go() {
         let visible = AtomicU64::new(5);
+        let newest = || Seqno(visible.load(Ordering::SeqCst));
         let snapshots = Snapshots::default();
         let (one, two) = (snapshots.register(), snapshots.register());
-        assert_eq!(one.take(&visible), Seqno(5));
+        assert_eq!(one.take(newest), Seqno(5));
         visible.store(9, Ordering::SeqCst);
         assert_eq!(snapshots.live(&visible), [Seqno(5), Seqno(9)]);
-        two.take(&visible);
+        two.take(newest);
         assert_eq!(snapshots.live(&visible), [Seqno(5), Seqno(9)]);
         one.let_go();
         assert_eq!(snapshots.live(&visible), [Seqno(9)]);

@@ -2,13 +2,14 @@
 //!
 //! * Its own writes are seen first, always; nobody else sees them before the commit.
 //! * In REPEATABLE READ all snapshot reads answer as of one moment: the first of them, or `snapshot_now`.
-//! * A lock is held until the end of the transaction, whatever is rolled back in between.
+//! * A lock is held until the end of the transaction, whatever is rolled back in between. The end of a commit's changes is its place in
+//!   the wal, before the sync: who locks the row then may read what is not durable yet, and does not end before it is.
 //! * In REPEATABLE READ a row that changed after the snapshot can not be locked, so no update is lost.
 
 use std::sync::Arc;
 
 use crate::cache::Loan;
-use crate::commit::not_empty;
+use crate::commit::{Seen, not_empty};
 use crate::engine::Engine;
 use crate::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
 use crate::load::Loaded;
@@ -37,7 +38,8 @@ pub enum Isolation {
 pub enum ReadAs {
     /// The newest at the snapshot.
     Snapshot,
-    /// The newest committed one: what a locking read and a write act on.
+    /// The newest committed one: what a locking read and a write act on. It may not be durable yet; it is when the transaction's
+    /// commit or rollback returns.
     Newest,
 }
 
@@ -59,6 +61,8 @@ pub struct Txn {
     snapshot: Option<Seqno>,
     slot: Arc<SnapshotSlot>,
     held: Vec<Held>,
+    /// What it has read that was not visible then.
+    seen: Option<Seen>,
     drops: Vec<TreeId>,
     loads: Vec<Loaded>,
     pub(crate) writes: WriteSet,
@@ -80,6 +84,7 @@ impl Txn {
             snapshot: None,
             slot: engine.snapshots.register(),
             held: Vec::new(),
+            seen: None,
             drops: Vec::new(),
             loads: Vec::new(),
             writes: WriteSet::new(),
@@ -113,7 +118,8 @@ impl Txn {
 
     /// Takes the snapshot now instead of with the first snapshot read.
     pub fn snapshot_now(&mut self) {
-        self.snapshot = Some(self.slot.take(self.engine.visible_counter()));
+        self.snapshot = None;
+        self.snapshot();
     }
 
     /// What snapshot reads see is as of this commit. Takes the snapshot if there is none yet.
@@ -151,7 +157,11 @@ impl Txn {
         }
         let (view, at) = match snapshot {
             Some(at) => (self.engine.view(), at),
-            None => self.engine.newest(),
+            None => {
+                let (view, at) = self.engine.newest();
+                note_seen(&self.engine, &mut self.seen, at);
+                (view, at)
+            }
         };
         if !view.dropped.is_empty() && view.dropped.contains(&tree) {
             return Ok(None);
@@ -200,7 +210,11 @@ impl Txn {
     ) -> Result<Granted> {
         self.set_key(tree, key);
         let weight = self.writes.bytes() as u64;
-        self.engine.locks.acquire(&self.owner, &self.key, mode, weight, wait, &mut self.held)
+        let granted =
+            self.engine.locks.acquire(&self.owner, &self.key, mode, weight, wait, &mut self.held)?;
+        // A snapshot taken after it shows what those before did under the lock.
+        note_seen(&self.engine, &mut self.seen, self.engine.applied());
+        Ok(granted)
     }
 
     /// Gives back a lock that was [`Granted::New`] for a row that was not wanted after all (READ COMMITTED).
@@ -270,27 +284,53 @@ impl Txn {
         !self.writes.is_empty() || !self.drops.is_empty() || !self.loads.is_empty()
     }
 
-    /// On return the writes are durable and visible to every later snapshot, the locks are given back, and the
+    /// On return the writes, and all that was read, are durable and visible to every later snapshot, the locks are given back, and the
     /// transaction is empty and can be used again. On an error nothing is visible, and the transaction is rolled
     /// back; after [`Kind::Failed`] or [`Kind::Fenced`] what a restart finds may include it.
     pub fn commit(&mut self) -> Result<Seqno> {
-        self.commit_and(|_| ())
+        if !self.has_writes() {
+            self.end();
+            let settled = self.settle();
+            self.seen = None;
+            return settled.map(|()| self.engine.visible());
+        }
+        let (engine, owner, held) = (&self.engine, &self.owner, &mut self.held);
+        let unlock = || engine.locks.release_all(owner, held);
+        let result = engine.commit(&self.writes, &self.drops, std::mem::take(&mut self.loads), unlock);
+        self.ended(&result);
+        result
     }
 
     /// The same; `settle` learns how it ended while all locks are still held.
     pub fn commit_and(&mut self, settle: impl FnOnce(&Result<Seqno>)) -> Result<Seqno> {
         let result = if self.has_writes() {
-            self.engine.commit(&self.writes, &self.drops, std::mem::take(&mut self.loads))
+            self.engine.commit(&self.writes, &self.drops, std::mem::take(&mut self.loads), || ())
         } else {
-            Ok(self.engine.visible())
+            self.settle().map(|()| self.engine.visible())
         };
         settle(&result);
-        self.rollback();
+        self.ended(&result);
         result
     }
 
-    /// Forgets all writes, gives back all locks and the snapshot. The transaction can be used again.
+    fn ended(&mut self, result: &Result<Seqno>) {
+        if result.is_ok() {
+            // Its own place in the wal is behind all that it has seen.
+            self.seen = None;
+        }
+        self.rollback();
+    }
+
+    /// Forgets all writes, gives back all locks and the snapshot. The transaction can be used again. Returns when what it has read is
+    /// durable and visible, so that another try is not refused for the same commit; or never will be, and no commit succeeds any more.
     pub fn rollback(&mut self) {
+        self.end();
+        // The error is noted, and nothing hangs on it: whoever commits meets it again.
+        _ = self.settle();
+        self.seen = None;
+    }
+
+    fn end(&mut self) {
         self.writes.clear();
         (self.memory, self.counted) = (None, UNCOUNTED_BYTES);
         self.drops.clear();
@@ -315,6 +355,7 @@ impl Txn {
             }
             ReadAs::Newest => {
                 let (view, at) = self.engine.newest();
+                note_seen(&self.engine, &mut self.seen, at);
                 (Arc::clone(&view), at)
             }
         }
@@ -328,8 +369,29 @@ impl Txn {
         self.round
     }
 
+    /// A new one is not older than what the transaction has read: who waits for the sync at the end in any case need not wait now.
     fn snapshot(&mut self) -> Seqno {
-        *self.snapshot.get_or_insert_with(|| self.slot.take(self.engine.visible_counter()))
+        if let Some(snapshot) = self.snapshot {
+            return snapshot;
+        }
+        let snapshot = match self.seen {
+            None => self.slot.take(|| self.engine.visible()),
+            Some(_) => {
+                let snapshot = self.slot.take(|| self.engine.applied());
+                note_seen(&self.engine, &mut self.seen, snapshot);
+                snapshot
+            }
+        };
+        *self.snapshot.insert(snapshot)
+    }
+
+    /// Returns when what it has read is durable and visible.
+    fn settle(&mut self) -> Result<()> {
+        if let Some(seen) = self.seen {
+            self.engine.settle(seen)?;
+            self.seen = None;
+        }
+        Ok(())
     }
 
     fn forget_snapshot(&mut self) {
@@ -338,10 +400,12 @@ impl Txn {
         }
     }
 
-    fn changed_since_snapshot(&self) -> Result<bool> {
+    fn changed_since_snapshot(&mut self) -> Result<bool> {
         let checked = self.detects_conflicts && self.isolation == Isolation::RepeatableRead;
+        let applied = self.engine.applied();
         match self.snapshot.filter(|_| checked) {
-            Some(snapshot) if snapshot != self.engine.visible() => {
+            Some(snapshot) if snapshot != applied => {
+                note_seen(&self.engine, &mut self.seen, applied);
                 self.engine.view().changed_since(&self.engine.store, &self.key, snapshot)
             }
             _ => Ok(false),
@@ -393,6 +457,13 @@ impl Txn {
         self.key.clear();
         self.key.extend_from_slice(&tree.0.to_be_bytes());
         self.key.extend_from_slice(key);
+    }
+}
+
+/// The transaction reads at `at`.
+fn note_seen(engine: &Engine, seen: &mut Option<Seen>, at: Seqno) {
+    if let Some(unseen) = engine.not_yet_visible(at) {
+        *seen = Some(unseen);
     }
 }
 

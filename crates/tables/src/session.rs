@@ -213,6 +213,10 @@ impl Session {
     /// a moment after it. If it fails they go back before the locks do, so that nobody writes to trees that no definition names.
     fn commit_exchanges(&mut self) -> Result<()> {
         let exchanges = &self.exchanges;
+        if exchanges.is_empty() {
+            self.txn.commit()?;
+            return Ok(());
+        }
         exchanges.iter().for_each(|exchange| exchange.table.exchange_trees(&exchange.new));
         self.txn.commit_and(|result| {
             if result.is_err() {

@@ -162,10 +162,10 @@ impl Wal {
             if self.durable() >= end {
                 return Ok(());
             }
-            if self.failed.load(Ordering::Acquire) {
+            if self.failed() {
                 return Err(self.failure());
             }
-            let done = || self.durable() >= end || self.failed.load(Ordering::Acquire);
+            let done = || self.durable() >= end || self.failed();
             if let Some(leader) = self.turns.lead_or_sleep(end.0, done) {
                 break leader;
             }
@@ -174,6 +174,12 @@ impl Wal {
         leader.last = result.is_err();
         drop(leader);
         result
+    }
+
+    /// Whether a write or sync went wrong: what is not durable yet never will be for this process.
+    #[inline]
+    pub fn failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
     }
 
     /// Whether the last segment is half full, so that it is time to [`Self::prepare`] the next one.
