@@ -49,7 +49,7 @@ pub struct Scale {
 
 impl Scale {
     pub fn new(process_bytes: u64) -> Self {
-        keep_large_allocations_apart();
+        keep_large_allocations_apart(process_bytes);
         Self { process_bytes: process_bytes as i64, trimmed_at: AtomicI64::new(0) }
     }
 
@@ -123,16 +123,18 @@ unsafe extern "C" {
     fn malloc_trim(keep: usize) -> i32;
 }
 
-/// Whole ssts and the widest windows are mapped each for itself and given back when they are freed. Left alone, glibc would after the first
-/// of them keep such sizes in its heaps, where a block in their midst pins them for ever. What the server allocates for a
-/// statement (2 MiB to sort) stays below both limits: mapped anew each time, eight clients that sort would wait for each other in the kernel.
-fn keep_large_allocations_apart() {
+/// Whole ssts and wide windows are mapped each for itself and given back when they are freed. Left alone, glibc would after the first
+/// of them keep such sizes in its heaps, where a block in their midst pins them for ever. With 1 GiB and more, what the server allocates
+/// for a statement (2 MiB to sort) stays below both limits: mapped anew each time, clients that sort wait for each other in the
+/// kernel. With less, what the heaps of all threads keep would be too large a share.
+fn keep_large_allocations_apart(process_bytes: u64) {
     const M_TRIM_THRESHOLD: i32 = -1;
     const M_MMAP_THRESHOLD: i32 = -3;
+    let apart = (process_bytes / 256).clamp(256 << 10, 4 << 20) as i32;
     // SAFETY: both take any number, from any thread.
     unsafe {
-        mallopt(M_MMAP_THRESHOLD, 4 << 20);
-        mallopt(M_TRIM_THRESHOLD, 8 << 20);
+        mallopt(M_MMAP_THRESHOLD, apart);
+        mallopt(M_TRIM_THRESHOLD, 2 * apart);
     }
 }
 
