@@ -210,10 +210,9 @@ fn scattered_value(n: u64) -> [u8; 200] {
     value
 }
 
-/// The rows of `load`, in order, straight to ssts, while somebody else commits a row now and then.
-fn bulk() -> Result<()> {
-    const LOADED: u64 = 10_000_000;
-    let root = std::path::Path::new("target").join(format!("bench-bulk-{}", std::process::id()));
+/// An engine with everything in a directory below target/, which the caller removes.
+fn open_on_disk(name: &str) -> Result<(std::path::PathBuf, Arc<Engine>)> {
+    let root = std::path::Path::new("target").join(format!("bench-{name}-{}", std::process::id()));
     std::fs::create_dir_all(root.join("bucket")).expect("target/ can be written");
     let parts = Parts {
         bucket: Arc::new(bucket::DirectoryBucket::open(&root.join("bucket"))?),
@@ -221,7 +220,13 @@ fn bulk() -> Result<()> {
         clock: Arc::new(SystemClock::default()),
         seed: 1,
     };
-    let engine = Engine::open(parts, Settings::default())?;
+    Ok((root, Engine::open(parts, Settings::default())?))
+}
+
+/// The rows of `load`, in order, straight to ssts, while somebody else commits a row now and then.
+fn bulk() -> Result<()> {
+    const LOADED: u64 = 10_000_000;
+    let (root, engine) = open_on_disk("bulk")?;
     let clock = SystemClock::default();
     let done = std::sync::atomic::AtomicBool::new(false);
     let small_commits = |until: &dyn Fn(usize) -> bool| {
@@ -279,15 +284,7 @@ fn bulk() -> Result<()> {
 /// 1 GiB of scattered rows by four threads: how fast, how evenly, and what the bucket is asked for.
 fn load() -> Result<()> {
     const LOADED: u64 = 5_000_000;
-    let root = std::path::Path::new("target").join(format!("bench-load-{}", std::process::id()));
-    std::fs::create_dir_all(root.join("bucket")).expect("target/ can be written");
-    let parts = Parts {
-        bucket: Arc::new(bucket::DirectoryBucket::open(&root.join("bucket"))?),
-        disk: Arc::new(RealDisk::open(root.join("data"))?),
-        clock: Arc::new(SystemClock::default()),
-        seed: 1,
-    };
-    let engine = Engine::open(parts, Settings::default())?;
+    let (root, engine) = open_on_disk("load")?;
     let clock = SystemClock::default();
     let slowest = std::thread::scope(|scope| {
         let writers: Vec<_> = (0..4)
