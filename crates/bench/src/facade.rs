@@ -71,15 +71,7 @@ fn main() -> Result<()> {
 }
 
 fn synced(threads: u64) -> Result<()> {
-    let root = std::path::Path::new("target").join(format!("bench-engine-{}", std::process::id()));
-    std::fs::create_dir_all(root.join("bucket")).expect("target/ can be written");
-    let parts = Parts {
-        bucket: Arc::new(bucket::DirectoryBucket::open(&root.join("bucket"))?),
-        disk: Arc::new(RealDisk::open(root.join("data"))?),
-        clock: Arc::new(SystemClock::default()),
-        seed: 1,
-    };
-    let engine = Engine::open(parts, Settings { memtable_bytes: 4 << 20, ..Settings::default() })?;
+    let (root, engine) = open_on_disk("engine", Settings { memtable_bytes: 4 << 20, ..Settings::default() })?;
     let clock = SystemClock::default();
     let time = Duration::from_secs(3);
     std::thread::scope(|scope| {
@@ -211,7 +203,7 @@ fn scattered_value(n: u64) -> [u8; 200] {
 }
 
 /// An engine with everything in a directory below target/, which the caller removes.
-fn open_on_disk(name: &str) -> Result<(std::path::PathBuf, Arc<Engine>)> {
+fn open_on_disk(name: &str, settings: Settings) -> Result<(std::path::PathBuf, Arc<Engine>)> {
     let root = std::path::Path::new("target").join(format!("bench-{name}-{}", std::process::id()));
     std::fs::create_dir_all(root.join("bucket")).expect("target/ can be written");
     let parts = Parts {
@@ -220,13 +212,13 @@ fn open_on_disk(name: &str) -> Result<(std::path::PathBuf, Arc<Engine>)> {
         clock: Arc::new(SystemClock::default()),
         seed: 1,
     };
-    Ok((root, Engine::open(parts, Settings::default())?))
+    Ok((root, Engine::open(parts, settings)?))
 }
 
 /// The rows of `load`, in order, straight to ssts, while somebody else commits a row now and then.
 fn bulk() -> Result<()> {
     const LOADED: u64 = 10_000_000;
-    let (root, engine) = open_on_disk("bulk")?;
+    let (root, engine) = open_on_disk("bulk", Settings::default())?;
     let clock = SystemClock::default();
     let done = std::sync::atomic::AtomicBool::new(false);
     let small_commits = |until: &dyn Fn(usize) -> bool| {
@@ -284,7 +276,7 @@ fn bulk() -> Result<()> {
 /// 1 GiB of scattered rows by four threads: how fast, how evenly, and what the bucket is asked for.
 fn load() -> Result<()> {
     const LOADED: u64 = 5_000_000;
-    let (root, engine) = open_on_disk("load")?;
+    let (root, engine) = open_on_disk("load", Settings::default())?;
     let clock = SystemClock::default();
     let slowest = std::thread::scope(|scope| {
         let writers: Vec<_> = (0..4)
