@@ -760,13 +760,57 @@ void ha_cistern::note_keys(RANGE_SEQ_IF *sequence, void *parameter, uint ranges,
   range_seq_t walk= sequence->init(parameter, ranges, mode);
   while (!sequence->next(walk, &range))
     if (range.range_flag & EQ_RANGE)
-      cistern_cursor_note_key(cursor, active_index, cistern_bytes{ range.start_key.key, range.start_key.length });
+      note_key(range.start_key);
 }
+
+/* A join's ranges, each key noted when the server takes it: it takes as many as its buffer holds, sorts them, and then reads. */
+static range_seq_t noted_init(void *parameter, uint ranges, uint mode)
+{
+  noted_sequence *noted= (noted_sequence *) parameter;
+  noted->walk= noted->sequence.init(noted->parameter, ranges, mode);
+  return noted;
+}
+
+static void noted_key_info(void *parameter, uint *length, key_part_map *map)
+{
+  noted_sequence *noted= (noted_sequence *) parameter;
+  noted->sequence.get_key_info(noted->parameter, length, map);
+}
+
+static bool noted_next(range_seq_t walk, KEY_MULTI_RANGE *range)
+{
+  noted_sequence *noted= (noted_sequence *) walk;
+  bool end= noted->sequence.next(noted->walk, range);
+  if (!end && (range->range_flag & EQ_RANGE))
+    noted->reader->note_key(range->start_key);
+  return end;
+}
+
+static bool noted_skip_record(range_seq_t walk, range_id_t range, uchar *place)
+{
+  noted_sequence *noted= (noted_sequence *) walk;
+  return noted->sequence.skip_record(noted->walk, range, place);
+}
+
+static bool noted_skip_index_tuple(range_seq_t walk, range_id_t range)
+{
+  noted_sequence *noted= (noted_sequence *) walk;
+  return noted->sequence.skip_index_tuple(noted->walk, range);
+}
+
+void ha_cistern::note_key(const key_range &key)
+{ cistern_cursor_note_key(cursor, active_index, cistern_bytes{ key.key, key.length }); }
 
 int ha_cistern::multi_range_read_init(RANGE_SEQ_IF *sequence, void *parameter, uint ranges, uint mode, HANDLER_BUFFER *buffer)
 {
   note_keys(sequence, parameter, ranges, mode);
-  return mrr.dsmrr_init(this, sequence, parameter, ranges, mode, buffer);
+  if (active_index != table_share->primary_key || (mode & HA_MRR_USE_DEFAULT_IMPL) || !(mode & HA_MRR_SINGLE_POINT))
+    return mrr.dsmrr_init(this, sequence, parameter, ranges, mode, buffer);
+  noted= { this, *sequence, parameter, nullptr };
+  RANGE_SEQ_IF noting= { sequence->get_key_info ? noted_key_info : nullptr, noted_init, noted_next,
+                         sequence->skip_record ? noted_skip_record : nullptr,
+                         sequence->skip_index_tuple ? noted_skip_index_tuple : nullptr };
+  return mrr.dsmrr_init(this, &noting, &noted, ranges, mode, buffer);
 }
 
 /* Reads that lock go range by range: between an entry and its row another transaction could come. */

@@ -2,6 +2,16 @@
 #pragma once
 #include "cistern_ffi.h"
 
+class ha_cistern;
+
+/* The ranges of a multi-range read, and who reads them. */
+struct noted_sequence {
+  ha_cistern *reader;
+  RANGE_SEQ_IF sequence;
+  void *parameter;
+  range_seq_t walk;
+};
+
 class ha_cistern final : public handler
 {
   cistern_table *opened= nullptr;
@@ -24,6 +34,7 @@ class ha_cistern final : public handler
   uint64_t statistics_seen= 0;
   /* Whether entries of the index of the pushed condition can tell the end of a range. */
   bool entries_tell_range= false;
+  noted_sequence noted= {};
   DsMrr_impl mrr;                       /* the server's multi-range read: rows in order of their positions */
   ha_cistern *original= nullptr;        /* the handler that this one finds positions for */
   /* As it was opened: the share of a partition has the path of the whole table. */
@@ -44,6 +55,7 @@ class ha_cistern final : public handler
 public:
   ha_cistern(handlerton *hton, TABLE_SHARE *share) : handler(hton, share) {}
   int meets_condition();
+  void note_key(const key_range &key);
 
   enum row_type get_row_type() const override { return ROW_TYPE_DYNAMIC; }
   ulonglong table_flags() const override;
