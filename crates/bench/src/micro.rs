@@ -289,12 +289,9 @@ fn ssts(report: Report<'_>) -> Result<()> {
     let asked = shuffled(&keys);
     keys.sort();
     let rows = || keys.iter().map(|key| (&key[..], Seqno(7), &VALUE[..]));
-    let sst = MeasuredSst::build(rows(), false, usize::MAX)?;
-    report("sst build, LZ4, for each row", "", "", &mut || {
-        timed(|| MeasuredSst::build(rows(), false, 0).map(drop)).map(|took| took / ROWS as f64)
-    })?;
-    report("sst build, zstd, for each row", "", "", &mut || {
-        timed(|| MeasuredSst::build(rows(), true, 0).map(drop)).map(|took| took / ROWS as f64)
+    let sst = MeasuredSst::build(rows(), usize::MAX)?;
+    report("sst build, for each row", "", "", &mut || {
+        timed(|| MeasuredSst::build(rows(), 0).map(drop)).map(|took| took / ROWS as f64)
     })?;
     report("sst get, cached", "600", "", &mut || Ok(each_in_quiet(&asked, |key| sst.get(key))))?;
     let few = &asked[..2000];
@@ -311,14 +308,9 @@ fn ssts(report: Report<'_>) -> Result<()> {
     })?;
     report("sst scan, cached", "60", "35", &mut || scan(&mut sst.iter(), true))?;
     report("sst scan, cached, backwards", "", "", &mut || scan(&mut sst.iter(), false))?;
-    report("sst scan, LZ4 blocks checked and unpacked", "", "", &mut || {
-        scan(&mut sst.cold(0)?.iter(), true)
-    })?;
-    let small = MeasuredSst::build(rows(), true, 0)?;
-    report("sst scan, zstd blocks checked and unpacked", "", "", &mut || scan(&mut small.iter(), true))?;
-    let quarters: Result<Vec<_>> = (0..4)
-        .map(|quarter| MeasuredSst::build(rows().skip(quarter).step_by(4), false, usize::MAX))
-        .collect();
+    report("sst scan, blocks checked and unpacked", "", "", &mut || scan(&mut sst.cold(0)?.iter(), true))?;
+    let quarters: Result<Vec<_>> =
+        (0..4).map(|quarter| MeasuredSst::build(rows().skip(quarter).step_by(4), usize::MAX)).collect();
     let quarters = quarters?;
     report("merge of 4 cached ssts, scan", "150", "90", &mut || {
         let mut merge = Merge::new();

@@ -145,7 +145,7 @@ fn scattered(n: u64) -> u64 {
     (n ^ (n >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 8
 }
 
-/// 192 hexadecimal digits, as in `make bench ONLY=cost`: zstd halves them, LZ4 does not.
+/// 192 hexadecimal digits, as in `make bench ONLY=cost`: zstd halves them.
 fn value(id: u64, round: u64) -> [u8; 192] {
     let mut value = [0; 192];
     for (word, digits) in value.chunks_exact_mut(12).enumerate() {

@@ -20,7 +20,7 @@ use crate::cache::Loan;
 use crate::engine::{Background, Engine, Job};
 use crate::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
 use crate::points::{self, Point};
-use crate::sst::{Compression, SstBuilder, SstOptions};
+use crate::sst::{SstBuilder, SstOptions};
 use crate::version::SstMeta;
 use crate::{Error, Kind, OpKind, Result, Seqno, TreeId, full_key};
 
@@ -378,7 +378,7 @@ struct Ssts {
 impl Ssts {
     fn new(engine: Arc<Engine>, tree: TreeId) -> Self {
         Self {
-            options: SstOptions::new(Compression::Zstd),
+            options: SstOptions::default(),
             key: full_key(tree, &[]),
             builder: None,
             unasked: 0,

@@ -10,11 +10,11 @@ use super::cut::{Cutter, Deeper};
 use super::pick::MergePlan;
 use super::retain::Retention;
 use crate::cache::Loan;
-use crate::limits::{LEVELS, Shape};
+use crate::limits::Shape;
 use crate::memtable::Memtable;
 use crate::merge::Merge;
 use crate::source::Source;
-use crate::sst::{Compression, LevelIter, Purpose, SstBuilder, SstOptions};
+use crate::sst::{LevelIter, Purpose, SstBuilder, SstOptions};
 use crate::store::SstStore;
 use crate::version::{SstMeta, Version};
 use crate::{Error, Kind, Result, Seqno, SstId, TreeId, tree_of};
@@ -54,7 +54,7 @@ pub(crate) fn merge(
             source.add(LevelIter::new(Arc::clone(context.store), Arc::clone(run), Purpose::Compaction));
         }
         source.seek(start, Seqno(u64::MAX))?;
-        let output = Output::new(context, plan.to, Cutter::for_merge(version, plan, start, context.shape));
+        let output = Output::new(context, Cutter::for_merge(version, plan, start, context.shape));
         let mut deeper = Deeper::new(version, plan.to);
         output.take(source, end, |key| deeper.may_hold(key))
     };
@@ -83,7 +83,7 @@ pub(crate) fn merge(
 pub(crate) fn flush(memtable: &Arc<Memtable>, context: &Context<'_>) -> Result<Vec<Arc<SstMeta>>> {
     let mut source = memtable.iter();
     source.seek(&TreeId(0).0.to_be_bytes(), Seqno(u64::MAX))?;
-    Output::new(context, 0, Cutter::for_flush(context.shape)).take(source, None, |_| true)
+    Output::new(context, Cutter::for_flush(context.shape)).take(source, None, |_| true)
 }
 
 /// The outputs of one part of a rewrite.
@@ -98,13 +98,11 @@ struct Output<'a> {
 }
 
 impl<'a> Output<'a> {
-    fn new(context: &'a Context<'a>, to: usize, cutter: Cutter<'a>) -> Self {
-        // Most bytes rest in the deepest level, where they are packed once and read for long.
-        let compression = if to == LEVELS - 1 { Compression::Zstd } else { Compression::Lz4 };
+    fn new(context: &'a Context<'a>, cutter: Cutter<'a>) -> Self {
         Self {
             context,
             cutter,
-            options: SstOptions::new(compression),
+            options: SstOptions::default(),
             builder: None,
             done: Vec::new(),
             _memory: context.store.lend(context.shape.sst_bytes / 2 * 3),
@@ -301,7 +299,7 @@ mod tests {
         let bench = Bench::new();
         let memtable = Memtable::new();
         fill(&memtable, 1, 0..2000, 1, OpKind::Put);
-        bench.disk.limit(20 << 10);
+        bench.disk.limit(4 << 10);
         let error = bench.with(&[1], &[], |context| flush(&memtable, context)).expect_err("the disk is full");
         assert_eq!(error.kind(), Kind::Full);
         assert_eq!(bench.disk.used(), 0);
@@ -318,7 +316,7 @@ mod tests {
             };
             let error = bench.with(&[1], &[], stop).expect_err("told to stop");
             assert_eq!((error.kind(), bench.disk.used()), (Kind::Interrupted, used));
-            bench.disk.limit(used + (10 << 10));
+            bench.disk.limit(used + (2 << 10));
             let error = bench
                 .with(&[1], &[], |context| merge(&plan, &version, parts, context))
                 .expect_err("disk full");

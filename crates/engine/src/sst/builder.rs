@@ -29,10 +29,10 @@ pub(crate) struct SstOptions {
     pub(crate) filter_bits_per_key: usize,
 }
 
-impl SstOptions {
-    /// What production uses: `compression` depends on the level.
-    pub(crate) fn new(compression: Compression) -> Self {
-        Self { compression, block_bytes: BLOCK_BYTES, filter_bits_per_key: 10 }
+impl Default for SstOptions {
+    /// What production uses.
+    fn default() -> Self {
+        Self { compression: Compression::Zstd, block_bytes: BLOCK_BYTES, filter_bits_per_key: 10 }
     }
 }
 
@@ -42,7 +42,7 @@ pub(crate) struct SstBuilder {
     options: SstOptions,
     sealer: Sealer,
     out: Vec<u8>,
-    decoded: Vec<u8>,
+    payload: Vec<u8>,
     data: BlockBuilder,
     index: BlockBuilder,
     /// Hashes of the keys that the current partition's data blocks hold.
@@ -60,7 +60,8 @@ struct Partition {
     /// Empty: of no tree in it a rule is known.
     first_parts: Vec<u8>,
     filter: Vec<u8>,
-    index: Vec<u8>,
+    /// And how many rows it has.
+    index: (Vec<u8>, u16),
 }
 
 /// The first parts of the keys that the current partition's data blocks hold.
@@ -80,7 +81,7 @@ impl SstBuilder {
             options,
             sealer: Sealer::new(id, options.compression),
             out: Vec::new(),
-            decoded: Vec::new(),
+            payload: Vec::new(),
             data: BlockBuilder::default(),
             index: BlockBuilder::default(),
             hashes: Vec::new(),
@@ -131,7 +132,7 @@ impl SstBuilder {
     /// About how long the sst would be if it were finished now, before the block at hand is packed.
     pub(crate) fn estimated_bytes(&self) -> u64 {
         let partitions: usize =
-            self.partitions.iter().map(|p| p.first_parts.len() + p.filter.len() + p.index.len()).sum();
+            self.partitions.iter().map(|p| p.first_parts.len() + p.filter.len() + p.index.0.len()).sum();
         let first_parts = self.first_parts.as_ref().map_or(0, |first_parts| first_parts.hashes.len());
         let hashes = (self.hashes.len() + first_parts) * self.options.filter_bits_per_key / 8;
         (self.out.len() + self.data.estimated_bytes() + partitions + self.index.estimated_bytes() + hashes)
@@ -153,28 +154,26 @@ impl SstBuilder {
         self.cut_partition();
 
         let mut top = BlockBuilder::default();
-        let version = if self.partitions.iter().all(|p| p.first_parts.is_empty()) { 1 } else { VERSION };
         for partition in std::mem::take(&mut self.partitions) {
             let first_parts = match &partition.first_parts[..] {
                 [] => Handle { offset: self.out.len() as u64, bytes: 0 },
-                stored => self.sealer.seal(&mut self.out, BlockKind::FirstParts, stored),
+                stored => self.sealer.seal(&mut self.out, BlockKind::FirstParts, 0, stored),
             };
-            let filter = self.sealer.seal(&mut self.out, BlockKind::Filter, &partition.filter);
-            let index = self.sealer.seal(&mut self.out, BlockKind::Index, &partition.index);
+            let filter = self.sealer.seal(&mut self.out, BlockKind::Filter, 0, &partition.filter);
+            let (index, rows) = &partition.index;
+            let index = self.sealer.seal(&mut self.out, BlockKind::Index, *rows, index);
             let mut entry = Vec::with_capacity(3 * Handle::ENCODED_BYTES + 8);
             filter.encode(&mut entry);
             index.encode(&mut entry);
             entry.extend_from_slice(&partition.first_block.to_le_bytes());
             entry.extend_from_slice(&partition.blocks.to_le_bytes());
-            if version > 1 {
-                first_parts.encode(&mut entry);
-            }
+            first_parts.encode(&mut entry);
             top.add(&partition.last_separator, Seqno(0), OpKind::Put, &entry);
         }
-        top.finish(&mut self.decoded);
-        let top = self.sealer.seal(&mut self.out, BlockKind::Top, &self.decoded);
-        let summary = self.sealer.seal(&mut self.out, BlockKind::Summary, &self.summary.encode());
-        Footer { version, top, summary }.encode(self.id, &mut self.out);
+        let rows = top.finish(&mut self.payload);
+        let top = self.sealer.seal(&mut self.out, BlockKind::Top, rows, &self.payload);
+        let summary = self.sealer.seal(&mut self.out, BlockKind::Summary, 0, &self.summary.encode());
+        Footer { version: VERSION, top, summary }.encode(self.id, &mut self.out);
         let meta = self.summary.into_meta(self.id, self.out.len() as u64);
         (meta, Bytes::from(self.out))
     }
@@ -183,8 +182,8 @@ impl SstBuilder {
     fn cut_data_block(&mut self, next: Option<&[u8]>) {
         let last = self.data.last_key().expect("only blocks with a version are cut");
         let separator = next.map_or_else(|| last.to_vec(), |next| separator(last, next));
-        self.data.finish(&mut self.decoded);
-        let handle = self.sealer.seal(&mut self.out, BlockKind::Data, &self.decoded);
+        let rows = self.data.finish(&mut self.payload);
+        let handle = self.sealer.seal(&mut self.out, BlockKind::Data, rows, &self.payload);
         self.summary.blocks += 1;
         let mut entry = Vec::with_capacity(Handle::ENCODED_BYTES);
         handle.encode(&mut entry);
@@ -197,14 +196,21 @@ impl SstBuilder {
     fn cut_partition(&mut self) {
         let Some(last_separator) = self.index.last_key().map(<[u8]>::to_vec) else { return };
         let mut index = Vec::new();
-        self.index.finish(&mut index);
+        let rows = self.index.finish(&mut index);
         let filter = Filter::build(&self.hashes, self.options.filter_bits_per_key);
         self.hashes.clear();
         let bits_per_key = self.options.filter_bits_per_key;
         let first_parts = self.first_parts.as_mut().map_or_else(Vec::new, |parts| parts.cut(bits_per_key));
         let first_block = self.partitions.last().map_or(0, |p| p.first_block + p.blocks);
         let blocks = self.summary.blocks - first_block;
-        self.partitions.push(Partition { last_separator, first_block, blocks, first_parts, filter, index });
+        self.partitions.push(Partition {
+            last_separator,
+            first_block,
+            blocks,
+            first_parts,
+            filter,
+            index: (index, rows),
+        });
     }
 }
 

@@ -11,21 +11,21 @@ use std::ops::Range;
 use parking_lot::Mutex;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
+use super::block::Block;
 use crate::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
 use crate::{Epoch, Error, Kind, Result, SstId};
 
-/// The newest version that this program writes and reads. An sst without filters of first parts is written as version 1, which
-/// differs in nothing else.
-pub(crate) const VERSION: u32 = 2;
+/// The newest version that this program reads, and the one that it writes.
+pub(crate) const VERSION: u32 = 3;
 /// Bytes that follow the payload of each block.
 pub(crate) const SEAL_BYTES: usize = 16;
-/// Footer of versions 1 and 2, stamp included.
+/// Footer of versions 1 to 3, stamp included.
 pub(crate) const FOOTER_BYTES: usize = 72;
 /// The part of the footer that all versions share.
 const STAMP_BYTES: usize = 24;
 const MAGIC: [u8; 8] = *b"CISTsst\n";
-/// No block is larger once decoded: one record of the longest key and value, with its bookkeeping.
-const DECODED_BYTES_MAX: usize = VALUE_BYTES_MAX + KEY_BYTES_MAX + 4096;
+/// No payload is larger once unpacked: one record of the longest key and value, with its bookkeeping.
+const PAYLOAD_BYTES_MAX: usize = VALUE_BYTES_MAX + KEY_BYTES_MAX + 4096;
 /// Blocks are small and matches few: level 3 takes 1.9 times the instructions and makes source text 3 % smaller, sysbench's rows 5 % larger.
 const ZSTD_LEVEL: i32 = 1;
 
@@ -53,9 +53,9 @@ pub(crate) enum BlockKind {
 pub(crate) enum Compression {
     /// As it is.
     None = 0,
-    /// LZ4 block: fast both ways; upper levels.
+    /// LZ4 block: read, and no longer written.
     Lz4 = 1,
-    /// Zstandard: smaller; the last level.
+    /// Zstandard frame.
     Zstd = 2,
 }
 
@@ -95,79 +95,93 @@ pub(crate) struct Sealer {
 
 impl Sealer {
     pub(crate) fn new(id: SstId, compression: Compression) -> Self {
+        assert_ne!(compression, Compression::Lz4, "version {VERSION} does not write it");
         Self { id, compression, zstd: None, scratch: Vec::new() }
     }
 
-    /// Appends `decoded` to `out`, packed if that saves an eighth, with its seal; `out` starts at offset 0 of the sst.
-    pub(crate) fn seal(&mut self, out: &mut Vec<u8>, kind: BlockKind, decoded: &[u8]) -> Handle {
-        assert!(decoded.len() <= DECODED_BYTES_MAX, "{}: a block of {} bytes", self.id, decoded.len());
+    /// Appends `payload` to `out`, packed if that saves an eighth, with its seal; `out` starts at offset 0 of the sst.
+    /// `rows`: of a block, what [`BlockBuilder::finish`](super::block::BlockBuilder::finish) said; otherwise 0.
+    pub(crate) fn seal(&mut self, out: &mut Vec<u8>, kind: BlockKind, rows: u16, payload: &[u8]) -> Handle {
+        assert!(payload.len() <= PAYLOAD_BYTES_MAX, "{}: a block of {} bytes", self.id, payload.len());
         let offset = out.len();
-        let packed = self.pack(decoded);
+        let packed = self.pack(payload);
         match packed {
             Some(bytes) => out.extend_from_slice(&self.scratch[..bytes]),
-            None => out.extend_from_slice(decoded),
+            None => out.extend_from_slice(payload),
         }
         let compression = if packed.is_some() { self.compression } else { Compression::None };
-        out.extend_from_slice(&[kind as u8, compression as u8, 0, 0]);
-        out.extend_from_slice(&narrow(decoded.len()).to_le_bytes());
+        out.extend_from_slice(&[kind as u8, compression as u8]);
+        out.extend_from_slice(&rows.to_le_bytes());
+        out.extend_from_slice(&narrow(payload.len()).to_le_bytes());
         let checksum = xxh3_64_with_seed(&out[offset..], seed(self.id, offset as u64));
         out.extend_from_slice(&checksum.to_le_bytes());
         Handle { offset: offset as u64, bytes: narrow(out.len() - offset) }
     }
 
-    /// Packs `decoded` into the front of `scratch`; `None` if it is not worth the reader's time.
-    fn pack(&mut self, decoded: &[u8]) -> Option<usize> {
-        let worth = decoded.len() - decoded.len() / 8;
-        let bytes = match self.compression {
-            Compression::None => return None,
-            Compression::Lz4 => {
-                self.scratch.resize(lz4_flex::block::get_maximum_output_size(decoded.len()), 0);
-                lz4_flex::block::compress_into(decoded, &mut self.scratch).ok()?
-            }
-            Compression::Zstd => {
-                if self.zstd.is_none() {
-                    self.zstd = zstd::bulk::Compressor::new(ZSTD_LEVEL).ok();
-                }
-                self.scratch.resize(zstd::zstd_safe::compress_bound(decoded.len()), 0);
-                self.zstd.as_mut()?.compress_to_buffer(decoded, &mut self.scratch[..]).ok()?
-            }
-        };
-        (bytes < worth).then_some(bytes)
+    /// Packs `payload` into the front of `scratch`; `None` if it is not worth the reader's time.
+    fn pack(&mut self, payload: &[u8]) -> Option<usize> {
+        if self.compression == Compression::None {
+            return None;
+        }
+        if self.zstd.is_none() {
+            self.zstd = zstd::bulk::Compressor::new(ZSTD_LEVEL).ok();
+        }
+        self.scratch.resize(zstd::zstd_safe::compress_bound(payload.len()), 0);
+        let bytes = self.zstd.as_mut()?.compress_to_buffer(payload, &mut self.scratch[..]).ok()?;
+        (bytes < payload.len() - payload.len() / 8).then_some(bytes)
     }
 }
 
-/// Checks the seal of a stored block and returns its decoded payload. `offset` is where `stored` lies in `id`.
-pub(crate) fn unseal(id: SstId, offset: u64, kind: BlockKind, stored: &[u8]) -> Result<Vec<u8>> {
-    let (payload, compression, decoded_bytes) = check_seal(id, offset, kind, stored)?;
+/// Checks the seal of a stored block and returns its rows. `offset` is where `stored` lies in `id`.
+pub(crate) fn unseal_block(id: SstId, offset: u64, kind: BlockKind, stored: &[u8]) -> Result<Block> {
+    let sealed = check_seal(id, offset, kind, stored)?;
     let wrong = |what: &str| Error::corrupt(format!("{id}: block at {offset}: {what}"));
-    match compression {
-        Compression::None if payload.len() == decoded_bytes => Ok(payload.to_vec()),
-        Compression::None => Err(wrong("length differs from its seal")),
-        Compression::Lz4 => {
-            let mut decoded = vec![0; decoded_bytes];
-            let bytes = lz4_flex::block::decompress_into(payload, &mut decoded)
-                .map_err(|error| wrong("LZ4 can not unpack it").with_cause(error))?;
-            if bytes == decoded_bytes { Ok(decoded) } else { Err(wrong("length differs from its seal")) }
-        }
-        Compression::Zstd => {
-            let decoded = unpack_zstd(payload, decoded_bytes)
-                .map_err(|error| wrong("zstd can not unpack it").with_cause(error))?;
-            if decoded.len() == decoded_bytes {
-                Ok(decoded)
-            } else {
-                Err(wrong("length differs from its seal"))
+    let block = match sealed.rows {
+        // As versions 1 and 2 wrote them: with everything that a search needs.
+        0 => Block::decode(sealed.unpack(0, &wrong)?),
+        rows => Block::expand(sealed.unpack(Block::room(rows), &wrong)?, rows),
+    };
+    block.ok_or_else(|| wrong("its rows do not add up"))
+}
+
+/// Checks the seal of what is stored without rows and returns its payload. `offset` is where `stored` lies in `id`.
+pub(crate) fn unseal(id: SstId, offset: u64, kind: BlockKind, stored: &[u8]) -> Result<Vec<u8>> {
+    let wrong = |what: &str| Error::corrupt(format!("{id}: block at {offset}: {what}"));
+    check_seal(id, offset, kind, stored)?.unpack(0, &wrong)
+}
+
+/// A payload whose seal was right.
+pub(crate) struct Sealed<'a> {
+    payload: &'a [u8],
+    pub(crate) compression: Compression,
+    /// Length of the payload once unpacked.
+    bytes: usize,
+    /// Rows of a block that is stored without what can be worked out; 0 for all else.
+    rows: u16,
+}
+
+impl Sealed<'_> {
+    /// The payload, after `room` zeroes.
+    fn unpack(&self, room: usize, wrong: &dyn Fn(&str) -> Error) -> Result<Vec<u8>> {
+        let mut out = vec![0; room + self.bytes];
+        let to = &mut out[room..];
+        let bytes = match self.compression {
+            Compression::None if self.payload.len() == self.bytes => {
+                to.copy_from_slice(self.payload);
+                self.bytes
             }
-        }
+            Compression::None => return Err(wrong("length differs from its seal")),
+            Compression::Lz4 => lz4_flex::block::decompress_into(self.payload, to)
+                .map_err(|error| wrong("LZ4 can not unpack it").with_cause(error))?,
+            Compression::Zstd => unpack_zstd(self.payload, to)
+                .map_err(|error| wrong("zstd can not unpack it").with_cause(error))?,
+        };
+        if bytes == self.bytes { Ok(out) } else { Err(wrong("length differs from its seal")) }
     }
 }
 
-/// Checks the seal only; returns what it seals: payload, packing, decoded length.
-pub(crate) fn check_seal(
-    id: SstId,
-    offset: u64,
-    kind: BlockKind,
-    stored: &[u8],
-) -> Result<(&[u8], Compression, usize)> {
+/// Checks the seal only; returns what it seals.
+pub(crate) fn check_seal(id: SstId, offset: u64, kind: BlockKind, stored: &[u8]) -> Result<Sealed<'_>> {
     let wrong = |what: Cow<'static, str>| Err(Error::corrupt(format!("{id}: block at {offset}: {what}")));
     let Some((sealed, checksum)) = stored.split_last_chunk::<8>() else { return wrong("too short".into()) };
     let Some((payload, seal)) = sealed.split_last_chunk::<8>() else { return wrong("too short".into()) };
@@ -183,29 +197,30 @@ pub(crate) fn check_seal(
         2 => Compression::Zstd,
         other => return wrong(format!("compression {other} is unknown").into()),
     };
-    let decoded_bytes = u32::from_le_bytes([seal[4], seal[5], seal[6], seal[7]]) as usize;
-    if decoded_bytes > DECODED_BYTES_MAX {
-        return wrong(format!("claims {decoded_bytes} bytes").into());
+    let rows = u16::from_le_bytes([seal[2], seal[3]]);
+    let bytes = u32::from_le_bytes([seal[4], seal[5], seal[6], seal[7]]) as usize;
+    if bytes > PAYLOAD_BYTES_MAX {
+        return wrong(format!("claims {bytes} bytes").into());
     }
-    Ok((payload, compression, decoded_bytes))
+    Ok(Sealed { payload, compression, bytes, rows })
 }
 
 /// Unpacking contexts are 100 KiB each and slow to make, so a few wait here for whoever needs one.
 static ZSTD_IDLE: Mutex<Vec<zstd::bulk::Decompressor<'static>>> = Mutex::new(Vec::new());
 const ZSTD_IDLE_MAX: usize = 16;
 
-fn unpack_zstd(payload: &[u8], decoded_bytes: usize) -> std::io::Result<Vec<u8>> {
+fn unpack_zstd(payload: &[u8], to: &mut [u8]) -> std::io::Result<usize> {
     let idle = ZSTD_IDLE.lock().pop();
     let mut context = match idle {
         Some(context) => context,
         None => zstd::bulk::Decompressor::new()?,
     };
-    let decoded = context.decompress(payload, decoded_bytes);
+    let bytes = context.decompress_to_buffer(payload, to);
     let mut waiting = ZSTD_IDLE.lock();
     if waiting.len() < ZSTD_IDLE_MAX {
         waiting.push(context);
     }
-    decoded
+    bytes
 }
 
 /// What the end of an sst says.
@@ -289,10 +304,10 @@ fn seed(id: SstId, offset: u64) -> u64 {
 }
 
 fn narrow(bytes: usize) -> u32 {
-    u32::try_from(bytes).expect("a block is smaller than DECODED_BYTES_MAX")
+    u32::try_from(bytes).expect("a block is smaller than PAYLOAD_BYTES_MAX")
 }
 
-const _: () = assert!(DECODED_BYTES_MAX + SEAL_BYTES < u32::MAX as usize);
+const _: () = assert!(PAYLOAD_BYTES_MAX + SEAL_BYTES < u32::MAX as usize);
 
 #[cfg(test)]
 mod tests {
@@ -300,9 +315,9 @@ mod tests {
 
     const ID: SstId = SstId { epoch: Epoch(3), counter: 9 };
 
-    fn sealed(compression: Compression, decoded: &[u8]) -> (Vec<u8>, Handle) {
+    fn sealed(compression: Compression, payload: &[u8]) -> (Vec<u8>, Handle) {
         let mut out = vec![7; 100]; // a block need not be the first
-        let handle = Sealer::new(ID, compression).seal(&mut out, BlockKind::Data, decoded);
+        let handle = Sealer::new(ID, compression).seal(&mut out, BlockKind::Data, 0, payload);
         assert_eq!(handle.range(), 100..out.len() as u64);
         (out.split_off(100), handle)
     }
@@ -310,18 +325,18 @@ mod tests {
     #[test]
     fn a_sealed_block_comes_back_whatever_its_packing() {
         let text = b"the quick brown fox jumps over the lazy dog; ".repeat(50);
-        for compression in [Compression::None, Compression::Lz4, Compression::Zstd] {
-            for decoded in [&text[..], &[], &[1, 2, 3]] {
-                let (stored, _) = sealed(compression, decoded);
-                assert_eq!(unseal(ID, 100, BlockKind::Data, &stored).unwrap(), decoded, "{compression:?}");
+        for compression in [Compression::None, Compression::Zstd] {
+            for payload in [&text[..], &[], &[1, 2, 3]] {
+                let (stored, _) = sealed(compression, payload);
+                assert_eq!(unseal(ID, 100, BlockKind::Data, &stored).unwrap(), payload, "{compression:?}");
             }
         }
-        assert!(sealed(Compression::Lz4, &text).0.len() < text.len() / 4);
+        assert!(sealed(Compression::Zstd, &text).0.len() < text.len() / 4);
     }
 
     #[test]
     fn every_flipped_bit_and_every_cut_breaks_the_seal() {
-        let (stored, _) = sealed(Compression::Lz4, &b"abcabcabc".repeat(20));
+        let (stored, _) = sealed(Compression::Zstd, &b"abcabcabc".repeat(20));
         for bit in 0..stored.len() * 8 {
             let mut damaged = stored.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);
@@ -360,7 +375,7 @@ mod tests {
         newer[at..].copy_from_slice(&stamp(VERSION + 1));
         let error = Footer::decode(ID, newer.len() as u64, &newer).unwrap_err();
         assert_eq!(error.kind(), Kind::BadRequest);
-        assert!(error.to_string().contains("format version 3"), "{error}");
+        assert!(error.to_string().contains("format version 4"), "{error}");
 
         for bit in 0..bytes.len() * 8 {
             let mut damaged = bytes.clone();

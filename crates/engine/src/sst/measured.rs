@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{Compression, Purpose, Sst, SstBuilder, SstIter, SstOptions, hash};
+use super::{Purpose, Sst, SstBuilder, SstIter, SstOptions, hash};
 use crate::cache::BlockCache;
 use crate::store::ByteSource;
 use crate::version::SstMeta;
@@ -18,15 +18,13 @@ pub struct MeasuredSst {
 }
 
 impl MeasuredSst {
-    /// Builds and opens an sst of `rows`, packed with LZ4 (or zstd if `small`), with room for `cache_bytes` of blocks.
+    /// Builds and opens an sst of `rows`, with room for `cache_bytes` of blocks.
     pub fn build<'a>(
         rows: impl Iterator<Item = (&'a [u8], Seqno, &'a [u8])>,
-        small: bool,
         cache_bytes: usize,
     ) -> Result<Self> {
-        let compression = if small { Compression::Zstd } else { Compression::Lz4 };
         let id = SstId { epoch: Epoch(1), counter: 1 };
-        let mut builder = SstBuilder::new(id, SstOptions::new(compression));
+        let mut builder = SstBuilder::new(id, SstOptions::default());
         rows.for_each(|(key, seqno, value)| builder.add(key, seqno, OpKind::Put, value));
         let (meta, object) = builder.finish();
         let sst = Self::open(&meta, &object, cache_bytes)?;

@@ -18,7 +18,6 @@ mod window;
 pub(crate) use builder::{SstBuilder, SstOptions};
 pub(crate) use describe::describe;
 pub(crate) use filter::hash;
-pub(crate) use format::Compression;
 pub(crate) use iter::estimate;
 pub use iter::{LevelIter, SstIter};
 pub use measured::MeasuredSst;

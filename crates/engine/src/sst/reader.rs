@@ -12,7 +12,7 @@ use bytes::Bytes;
 
 use super::block::{Block, Row};
 use super::filter::{Filter, FirstPartFilter};
-use super::format::{BlockKind, Compression, Footer, Handle, check_seal, unseal};
+use super::format::{BlockKind, Compression, Footer, Handle, check_seal, unseal, unseal_block};
 use super::window::Window;
 use crate::cache::{BlockCache, Held, Loan, Slots};
 use crate::first_part::Probe;
@@ -399,8 +399,8 @@ impl Sst {
         let body = self.verified(range.clone(), None, |stored| {
             let (filter, index) = stored.split_at(partition.filter.bytes as usize);
             let filter = unseal(self.id, partition.filter.offset, BlockKind::Filter, filter)?;
-            let index = unseal(self.id, partition.index.offset, BlockKind::Index, index)?;
-            let (filter, index) = (Filter::decode(filter)?, Block::decode(index)?);
+            let index = unseal_block(self.id, partition.index.offset, BlockKind::Index, index)?;
+            let filter = Filter::decode(filter)?;
             self.check_index(&index, partition)?;
             Ok(PartitionBody { filter, index })
         })?;
@@ -493,7 +493,7 @@ impl Sst {
 
     fn decoded_block(&self, handle: Handle, window: Option<&mut Window>) -> Result<Block> {
         self.verified(handle.range(), window, |stored| {
-            let block = Block::decode(unseal(self.id, handle.offset, BlockKind::Data, stored)?)?;
+            let block = unseal_block(self.id, handle.offset, BlockKind::Data, stored)?;
             match self.loaded {
                 None => Ok(block),
                 Some(seqno) => block.committed_at(seqno),
@@ -584,7 +584,7 @@ impl Tail {
         if said != *meta {
             return Err(wrong("its summary is not what the manifest says of it"));
         }
-        let top = Block::decode(unseal(id, footer.top.offset, BlockKind::Top, &fetch(footer.top)?)?)?;
+        let top = unseal_block(id, footer.top.offset, BlockKind::Top, &fetch(footer.top)?)?;
         let partitions: Option<Box<[Partition]>> =
             (0..top.rows()).map(|row| Partition::decode(footer.version, top.value(&top.row(row)))).collect();
         let partitions = partitions.ok_or_else(|| wrong("its top index does not add up"))?;
@@ -755,8 +755,8 @@ pub(super) fn each_block(
         for row in 0..body.index.rows() {
             let handle = handle_at(&body.index, row);
             let sealed = &object[handle.offset as usize..handle.range().end as usize];
-            let (_, compression, _) = check_seal(meta.id, handle.offset, BlockKind::Data, sealed)?;
-            see(handle, compression, &sst.decoded_block(handle, None)?);
+            let sealed = check_seal(meta.id, handle.offset, BlockKind::Data, sealed)?;
+            see(handle, sealed.compression, &sst.decoded_block(handle, None)?);
         }
     }
     Ok(())

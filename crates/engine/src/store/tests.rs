@@ -9,7 +9,7 @@ use super::*;
 use crate::disk::SimDisk;
 use crate::limits::CHUNK_BYTES;
 use crate::source::Source;
-use crate::sst::{Compression, LevelIter, Purpose, SstBuilder, SstIter, SstOptions};
+use crate::sst::{LevelIter, Purpose, SstBuilder, SstIter, SstOptions};
 use crate::version::Run;
 use crate::{Epoch, Kind, OpKind, Seqno, SystemClock};
 
@@ -63,7 +63,7 @@ fn value(row: u32) -> Vec<u8> {
 
 fn built(counter: u64, rows: Range<u32>) -> (Arc<SstMeta>, Bytes) {
     let id = SstId { epoch: Epoch(1), counter };
-    let mut builder = SstBuilder::new(id, SstOptions::new(Compression::Lz4));
+    let mut builder = SstBuilder::new(id, SstOptions::default());
     rows.for_each(|row| builder.add(&key(row), Seqno(1), OpKind::Put, &value(row)));
     let (meta, bytes) = builder.finish();
     (Arc::new(meta), bytes)
