@@ -20,6 +20,7 @@ use crate::bulk::Bulk;
 use crate::keys::successor;
 use crate::layout::{EntryProgram, Layout, TupleShape};
 use crate::rows::{Parts, Program};
+use crate::scout::{Scan, Scout};
 use crate::table::{MALFORMED_TUPLE, Table};
 use crate::{Error, Result, Session};
 
@@ -151,37 +152,12 @@ pub struct RowCursor {
     pub(crate) bulk: Option<Box<Bulk>>,
 }
 
-/// Goes ahead of a scan of index entries.
-struct Scout {
-    cursor: Option<Cursor>,
-    /// The last row was not in memory.
-    missed: bool,
-    /// Rows that the scan has read, and how many there have to be before it looks ahead again.
-    rows: u64,
-    next_look: u64,
-    /// Rows that it looks for.
-    window: usize,
-}
-
-/// A scan may end at any row: what is fetched ahead grows with what was wanted.
-const SCOUT_WINDOW_MIN: usize = 8;
-const SCOUT_WINDOW_MAX: usize = 128;
-/// Entries that it looks at for each row.
-const SCOUT_ENTRIES: usize = 8;
-/// Rows that it leaves alone after it found that nothing has to be fetched.
-const SCOUT_REST: u64 = 1024;
-
-impl Default for Scout {
-    fn default() -> Self {
-        Self { cursor: None, missed: false, rows: 0, next_look: 0, window: SCOUT_WINDOW_MIN }
-    }
-}
-
-struct PushedCondition {
+/// A condition on entries of one index.
+pub(crate) struct PushedCondition {
     index: usize,
     /// All columns that an entry gives back.
-    entry: EntryProgram,
-    check: Condition,
+    pub(crate) entry: EntryProgram,
+    pub(crate) check: Condition,
 }
 
 /// What came of an entry.
@@ -818,8 +794,7 @@ impl RowCursor {
         }
         let misses = self.table.store.engine().block_misses();
         let found = self.fetch_current(session, record, true)?;
-        self.scout.missed = self.table.store.engine().block_misses() != misses;
-        self.scout.rows += 1;
+        self.scout.note_row(self.table.store.engine().block_misses() != misses);
         Ok(Met::of(found))
     }
 
@@ -832,60 +807,20 @@ impl RowCursor {
         prefix: Option<usize>,
         record: &mut [u8],
     ) -> Result<()> {
-        self.scout.missed = false;
-        let Some(index) = self.index.filter(|_| self.lock == RowLock::None) else { return Ok(()) };
-        if self.scout.rows < self.scout.next_look {
+        let Some(index) = self.index.filter(|_| self.scout.is_due() && self.lock == RowLock::None) else {
             return Ok(());
-        }
-        let mut cursor = self.scout.cursor.take().unwrap_or_else(|| Cursor::new(self.table.store.engine()));
-        cursor.open(&mut session.txn, self.tree(), self.opened_as)?;
-        let here = self.engine.key();
-        let mut found = match backward {
-            false => cursor.seek(&mut session.txn, here)?,
-            true => cursor.seek_before(&mut session.txn, here)?,
         };
-        let codec = &self.table.layout.indexes[index];
-        let mut condition = self.condition.as_deref_mut().filter(|condition| condition.index == index);
-        let mut keys: Vec<Vec<u8>> = Vec::new();
-        for _ in 0..self.scout.window * SCOUT_ENTRIES {
-            if !found || keys.len() == self.scout.window {
-                break;
-            }
-            let (key, value) = (cursor.key(), cursor.value());
-            if prefix.is_some_and(|prefix| !key.starts_with(&self.bound[..prefix])) {
-                break;
-            }
-            let verdict = match condition.as_deref_mut() {
-                None => Verdict::Take,
-                Some(condition) => {
-                    codec
-                        .decode(&condition.entry, key, value, record, &mut self.scratch.weights)
-                        .map_err(self.table.garbled("an index entry"))?;
-                    (condition.check)(record)
-                }
-            };
-            match verdict {
-                Verdict::Take => {
-                    let (primary, _) =
-                        codec.split(key, value).map_err(self.table.garbled("an index entry"))?;
-                    keys.push(primary.to_vec());
-                }
-                Verdict::Skip => {}
-                Verdict::PastTheEnd | Verdict::Killed => break,
-            }
-            found = match backward {
-                false => cursor.next(&mut session.txn)?,
-                true => cursor.prev(&mut session.txn)?,
-            };
-        }
-        cursor.close();
-        let tree = self.table.state.primary_tree();
-        let fetched = session.txn.prefetch(tree, keys.iter().map(Vec::as_slice));
-        let scout = &mut self.scout;
-        scout.cursor = Some(cursor);
-        scout.next_look = scout.rows + if fetched == 0 { SCOUT_REST } else { keys.len() as u64 };
-        scout.window = if fetched == 0 { SCOUT_WINDOW_MIN } else { (scout.window * 2).min(SCOUT_WINDOW_MAX) };
-        Ok(())
+        let scan = Scan {
+            table: &self.table,
+            index,
+            tree: self.tree(),
+            read: self.opened_as,
+            from: self.engine.key(),
+            backward,
+            prefix: prefix.map_or(&[], |prefix| &self.bound[..prefix]),
+        };
+        let condition = self.condition.as_deref_mut().filter(|condition| condition.index == index);
+        self.scout.look(session, &scan, condition, record, &mut self.scratch.weights)
     }
 
     /// Reads the current row by its primary key, under a lock if the reads lock. `entry`: an entry of the index in use led to it.

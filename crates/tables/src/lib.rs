@@ -16,6 +16,7 @@ mod indexes;
 mod keys;
 mod layout;
 mod rows;
+mod scout;
 mod session;
 mod statistics;
 mod store;
