@@ -2,7 +2,8 @@
 //!
 //! * A cursor writes a row's columns straight into the caller's record; only the columns asked for are decoded.
 //! * Pointers of BLOBs in a record point into the cursor and stay valid until the next call that reads a row with it.
-//! * The *current row* is the last one read; update, delete, position and unlock mean it.
+//! * The *current row* is the one that the last read found; update, delete, position and unlock mean it. Its key stays in the entry that led to it
+//!   where that is enough.
 //! * A locking read locks the row, then reads its newest version, and skips it if it is gone or has left the index entry that
 //!   led to it.
 //! * A scan never meets a row again that this cursor's own update moved.
@@ -129,6 +130,7 @@ pub struct RowCursor {
     pub(crate) index: Option<usize>,
     /// The wanted columns are all in that index's entries.
     covered: bool,
+    way: Way,
     pub(crate) place: Place,
     /// Session and statement that the engine's cursor was opened for.
     opened_for: (u64, u64),
@@ -160,6 +162,17 @@ pub(crate) struct PushedCondition {
     pub(crate) check: Condition,
 }
 
+/// How a row is had from the entry that the engine's cursor stands on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// The entry is the row, and what is wanted is copied from it.
+    Row,
+    /// It is an entry of this index, and what is wanted is copied from it.
+    Entry(usize),
+    /// There is more to do: a lock, a condition, BLOBs, another tree.
+    Longer,
+}
+
 /// What came of an entry.
 enum Met {
     Row,
@@ -185,6 +198,8 @@ pub(crate) enum Place {
 pub(crate) struct Current {
     pub(crate) key: Vec<u8>,
     pub(crate) known: bool,
+    /// If set, its key is not in `key` but so many bytes at the end of the key that the engine's cursor stands on: few ask for it.
+    in_entry: Option<usize>,
     /// Its bytes, if they were kept: BLOB pointers of the last record point here.
     pub(crate) row: Vec<u8>,
     /// `Session::writes` when `row` was read under a lock; only then is it surely the newest version.
@@ -250,6 +265,7 @@ impl RowCursor {
             positions_only: false,
             index: None,
             covered: false,
+            way: Way::Longer,
             place: Place::Unset,
             opened_for: (0, 0),
             opened_as: ReadAs::Snapshot,
@@ -306,6 +322,7 @@ impl RowCursor {
     /// What the reads that follow do to rows (store_lock, external_lock).
     pub fn set_lock(&mut self, lock: RowLock) {
         self.lock = lock;
+        self.choose_way();
     }
 
     /// Nobody else can see this table (ALTER TABLE's copy): inserts take no locks.
@@ -335,12 +352,15 @@ impl RowCursor {
         }
         let mut entry = EntryProgram::default();
         codec.compile(|_| true, &mut entry);
+        let tells_range = codec.gives_back_its_key();
         self.condition = Some(Box::new(PushedCondition { index, entry, check: condition }));
-        if codec.gives_back_its_key() { Pushed::WithRange } else { Pushed::WithoutRange }
+        self.choose_way();
+        if tells_range { Pushed::WithRange } else { Pushed::WithoutRange }
     }
     /// Forgets the condition.
     pub fn clear_condition(&mut self) {
         self.condition = None;
+        self.choose_way();
     }
 
     fn settle_cover(&mut self) {
@@ -357,6 +377,19 @@ impl RowCursor {
             }
             _ => false,
         };
+        self.choose_way();
+    }
+
+    /// To be called whenever something that it looks at has changed.
+    fn choose_way(&mut self) {
+        let primary = self.table.layout.descriptor.primary;
+        self.way = match self.index {
+            _ if self.lock != RowLock::None || self.condition.is_some() => Way::Longer,
+            Some(index) if primary != Some(index) && self.covered => Way::Entry(index),
+            Some(index) if primary != Some(index) => Way::Longer,
+            _ if self.columns.wants_blobs => Way::Longer,
+            _ => Way::Row,
+        };
     }
 
     /// Starts using an index (index_init), or the rows in primary order (`None`: rnd_init). Does no I/O.
@@ -364,6 +397,7 @@ impl RowCursor {
         if index.is_some_and(|index| index >= self.table.layout.indexes.len()) {
             return Err(Error::Malformed("index number"));
         }
+        self.keep_current();
         self.engine.close();
         self.index = index;
         self.place = Place::Unset;
@@ -376,6 +410,7 @@ impl RowCursor {
     pub fn stop(&mut self) {
         self.table.store.note_spared(std::mem::take(&mut self.spared));
         self.ahead.clear();
+        self.keep_current();
         self.engine.close();
         self.place = Place::Unset;
         self.moved.clear();
@@ -428,6 +463,7 @@ impl RowCursor {
     /// index_next, rnd_next; the first one after `start` reads the first row.
     #[inline]
     pub fn next(&mut self, session: &mut Session, record: &mut [u8]) -> Result<bool> {
+        self.current.forget();
         let found = match self.place {
             Place::Unset | Place::BeforeFirst => return self.first(session, record),
             Place::AfterLast => return Ok(false),
@@ -470,6 +506,7 @@ impl RowCursor {
     }
     /// index_prev; the first one after `start` reads the last row.
     pub fn prev(&mut self, session: &mut Session, record: &mut [u8]) -> Result<bool> {
+        self.current.forget();
         let found = match self.place {
             Place::Unset | Place::AfterLast => return self.last(session, record),
             Place::BeforeFirst => return Ok(false),
@@ -488,6 +525,7 @@ impl RowCursor {
         if self.table.layout.indexes[index].unique && shape.full && !shape.null {
             return Ok(false);
         }
+        self.current.forget();
         let found = match self.place {
             Place::Unset | Place::BeforeFirst | Place::AfterLast => return Ok(false),
             Place::On if self.is_open_for(session) => self.engine.next_within(&mut session.txn)?,
@@ -513,7 +551,7 @@ impl RowCursor {
     }
     /// The position of the current row, into `position_length` bytes. Positions compare as bytes, in primary order.
     pub fn position(&self, position: &mut [u8]) {
-        put_position(&self.current.key, position);
+        put_position(self.in_entry().unwrap_or(&self.current.key), position);
     }
     /// The row at a position will be read, one of a batch: what the batch lacks may be fetched at once. Until `stop`.
     pub fn note_position(&mut self, position: &[u8]) {
@@ -563,6 +601,22 @@ impl RowCursor {
         }
     }
 
+    /// The current row's key, if that was not copied.
+    fn in_entry(&self) -> Option<&[u8]> {
+        let bytes = self.current.in_entry?;
+        let key = self.engine.key();
+        Some(&key[key.len() - bytes..])
+    }
+
+    /// Copies the current row's key, before the engine's cursor leaves it or somebody asks for more than the position.
+    pub(crate) fn keep_current(&mut self) {
+        if let Some(bytes) = self.current.in_entry.take() {
+            let key = self.engine.key();
+            self.current.key.clear();
+            self.current.key.extend_from_slice(&key[key.len() - bytes..]);
+        }
+    }
+
     fn encode_bound(&mut self, index: usize, tuple: &[u8]) -> Result<TupleShape> {
         self.bound.clear();
         let codec = &self.table.layout.indexes[index];
@@ -584,6 +638,7 @@ impl RowCursor {
             RowLock::None => self.read_snapshot(session)?,
             _ => session.read_for_lock(),
         };
+        self.current.forget();
         self.engine.open(&mut session.txn, self.tree(), read)?;
         self.opened_for = session.serial();
         self.opened_as = read;
@@ -741,6 +796,38 @@ impl RowCursor {
     /// Reads the row of the entry that the engine's cursor stands on, if there is one for this reader.
     #[inline]
     fn fetch(
+        &mut self,
+        session: &mut Session,
+        backward: bool,
+        prefix: Option<usize>,
+        record: &mut [u8],
+    ) -> Result<Met> {
+        let table = &self.table;
+        match self.way {
+            Way::Row if self.moved.is_empty() => {
+                let (key, value) = (self.engine.key(), self.engine.value());
+                self.current.set_in_entry(key.len());
+                decode(&table.layout, &self.columns.program, value, key, record, table).map(|()| Met::Row)
+            }
+            Way::Entry(index) if self.moved.is_empty() => {
+                let (key, value) = (self.engine.key(), self.engine.value());
+                let codec = &table.layout.indexes[index];
+                match codec.primary_len().filter(|bytes| *bytes <= key.len()) {
+                    Some(bytes) => self.current.set_in_entry(bytes),
+                    None => {
+                        self.current.set(codec.split(key, value).map_err(table.garbled("an index entry"))?.0)
+                    }
+                }
+                codec
+                    .decode(&self.columns.entry, key, value, record, &mut self.scratch.weights)
+                    .map_err(table.garbled("an index entry"))?;
+                Ok(Met::Row)
+            }
+            _ => self.fetch_longer(session, backward, prefix, record),
+        }
+    }
+
+    fn fetch_longer(
         &mut self,
         session: &mut Session,
         backward: bool,
@@ -986,9 +1073,25 @@ impl Current {
     pub(crate) fn set(&mut self, key: &[u8]) {
         self.key.clear();
         self.key.extend_from_slice(key);
+        self.set_in_entry(0);
+        self.in_entry = None;
+    }
+
+    /// The key of the engine's cursor ends with its key.
+    #[inline]
+    fn set_in_entry(&mut self, bytes: usize) {
+        self.in_entry = Some(bytes);
         self.known = true;
         self.row_as_of = None;
         self.locked = None;
+    }
+
+    /// The engine's cursor is about to leave it.
+    #[inline]
+    fn forget(&mut self) {
+        if self.in_entry.take().is_some() {
+            self.known = false;
+        }
     }
 }
 

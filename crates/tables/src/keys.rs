@@ -6,7 +6,7 @@
 //! * Equal values (in the column's collation) have equal encodings; what that loses is kept beside the key as *restore* bytes.
 
 use crate::descriptor::{CollationId, Collations, Descriptor, Field, IndexPart, Kind, LEVELS_MAX, TextOrder};
-use crate::rows::Slot;
+use crate::rows::{KeyInt, Slot};
 use crate::varint;
 
 /// Byte in front of a value that can be NULL.
@@ -158,9 +158,21 @@ impl Part {
         value + usize::from(self.nullable)
     }
 
-    /// The bytes of a value in its own form can be had back from the key alone, and they are all of the value.
-    pub(crate) fn restores_exactly(&self) -> bool {
-        self.cut.is_none() && matches!(self.shape, Shape::Int(_) | Shape::UInt(_) | Shape::Fixed(_))
+    /// How the key gives back the bytes of a value, all of them and always as many; `None`: it does not.
+    pub(crate) fn key_int(&self) -> Option<KeyInt> {
+        let (bytes, reversed, sign) = match self.shape {
+            Shape::Int(n) => (n, true, 0x80),
+            Shape::UInt(n) => (n, true, 0),
+            Shape::Fixed(n) => (n, false, 0),
+            _ => return None,
+        };
+        let whole = self.cut.is_none() && !self.nullable;
+        whole.then_some(KeyInt { bytes, reversed, sign, flip: self.flip })
+    }
+
+    /// Where its value starts in a record.
+    pub(crate) fn record_offset(&self) -> usize {
+        self.slot.offset()
     }
 
     /// The value can be had back from the key and its restore bytes.
@@ -333,7 +345,7 @@ impl Part {
         if let (Some(record), Shape::Int(n) | Shape::UInt(n)) = (record.as_deref_mut(), self.shape) {
             let bytes = key.get(at..at + n).filter(|bytes| self.slot.fits(bytes)).ok_or(Garbled)?;
             let sign = if matches!(self.shape, Shape::Int(_)) { 0x80 } else { 0 };
-            self.slot.set_from_key(record, bytes, sign, flip);
+            self.slot.set_from_key(record, bytes, KeyInt { bytes: n, reversed: true, sign, flip });
             return Ok(at + n);
         }
         scratch.clear();

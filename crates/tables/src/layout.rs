@@ -11,7 +11,7 @@ use engine::TreeId;
 use crate::catalogue::Trees;
 use crate::descriptor::{Collations, Descriptor};
 use crate::keys::{Extent, Garbled, Part, is_whole};
-use crate::rows::RowCodec;
+use crate::rows::{KeyInt, RowCodec};
 use crate::varint;
 
 /// A table's codecs.
@@ -109,6 +109,15 @@ impl Layout {
 pub(crate) struct EntryProgram {
     own: Vec<bool>,
     primary: Vec<bool>,
+    /// The same as copies from known places, if all that is wanted is at one.
+    copies: Option<EntryCopies>,
+}
+
+/// From the key's or the primary key's bytes, to the record.
+#[derive(Clone, Debug, Default)]
+struct EntryCopies {
+    own: Vec<(usize, usize, KeyInt)>,
+    primary: Vec<(usize, usize, KeyInt)>,
 }
 
 impl IndexCodec {
@@ -313,11 +322,58 @@ impl IndexCodec {
         };
         choose(&mut program.own, &self.parts, Part::restorable);
         choose(&mut program.primary, &self.primary, Part::restorable_from_key);
+        program.copies = self.copies(program);
+    }
+
+    fn copies(&self, program: &EntryProgram) -> Option<EntryCopies> {
+        let places = |parts: &[Part], wanted: &[bool]| {
+            let mut at = 0;
+            let mut copies = Vec::new();
+            for (part, wanted) in parts.iter().zip(wanted) {
+                if *wanted {
+                    copies.push((at, part.record_offset(), part.key_int()?));
+                }
+                at += part.fixed_len()?;
+            }
+            Some(copies)
+        };
+        let own = places(&self.parts, &program.own)?;
+        let primary = places(&self.primary, &program.primary)?;
+        (primary.is_empty() || self.primary_len().is_some()).then_some(EntryCopies { own, primary })
+    }
+
+    /// How many bytes at the end of each entry's key are the primary key, if they always are as many.
+    pub(crate) fn primary_len(&self) -> Option<usize> {
+        self.primary_bytes.filter(|_| !self.unique)
     }
 
     /// Writes a program's columns into a record.
     #[inline]
     pub(crate) fn decode(
+        &self,
+        program: &EntryProgram,
+        key: &[u8],
+        value: &[u8],
+        record: &mut [u8],
+        scratch: &mut Vec<u8>,
+    ) -> Result<(), Garbled> {
+        let Some(copies) = &program.copies else {
+            return self.decode_parts(program, key, value, record, scratch);
+        };
+        for &(at, to, int) in &copies.own {
+            int.copy(key.get(at..at + int.bytes).ok_or(Garbled)?, &mut record[to..to + int.bytes]);
+        }
+        if let (Some(bytes), false) = (self.primary_bytes, copies.primary.is_empty()) {
+            let primary = &key[key.len().checked_sub(bytes).ok_or(Garbled)?..];
+            for &(at, to, int) in &copies.primary {
+                int.copy(&primary[at..at + int.bytes], &mut record[to..to + int.bytes]);
+            }
+        }
+        Ok(())
+    }
+
+    /// The same part by part, wherever they are.
+    fn decode_parts(
         &self,
         program: &EntryProgram,
         key: &[u8],

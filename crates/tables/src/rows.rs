@@ -93,12 +93,16 @@ impl Slot {
 
     /// Puts an integer that `fits`, given as a key has it.
     #[inline]
-    pub(crate) fn set_from_key(&self, record: &mut [u8], key: &[u8], sign: u8, flip: u8) {
+    pub(crate) fn set_from_key(&self, record: &mut [u8], key: &[u8], int: KeyInt) {
         if let Some((at, bit)) = self.null {
             record[at] &= !bit;
         }
-        let int = KeyInt { bytes: key.len(), reversed: true, sign, flip };
         int.copy(key, &mut record[self.offset..self.offset + key.len()]);
+    }
+
+    /// Where it starts in the record.
+    pub(crate) fn offset(&self) -> usize {
+        self.offset
     }
 
     #[inline]
@@ -195,18 +199,18 @@ struct Column {
     key_int: KeyInt,
 }
 
-/// How a primary-key column's bytes become the record's.
+/// How the bytes that a key has of a value become the record's.
 #[derive(Clone, Copy, Debug, Default)]
-struct KeyInt {
-    bytes: usize,
-    reversed: bool,
-    sign: u8,
-    flip: u8,
+pub(crate) struct KeyInt {
+    pub(crate) bytes: usize,
+    pub(crate) reversed: bool,
+    pub(crate) sign: u8,
+    pub(crate) flip: u8,
 }
 
 impl KeyInt {
     #[inline]
-    fn copy(&self, key: &[u8], to: &mut [u8]) {
+    pub(crate) fn copy(&self, key: &[u8], to: &mut [u8]) {
         if let (true, Some(key), Some(to)) = (self.reversed, key.first_chunk(), to.first_chunk_mut::<4>())
             && self.bytes == 4
         {
@@ -312,15 +316,9 @@ impl RowCodec {
             let part = Part::new(descriptor, index_part, collations);
             let Some(bytes) = part.fixed_len() else { return };
             let column = &mut self.columns[part.field];
-            if part.restores_exactly() && column.place == Place::Absent {
-                let kind = descriptor.fields[part.field].kind;
+            if let Some(key_int) = part.key_int().filter(|_| column.place == Place::Absent) {
                 column.place = Place::Key { at, into: self.key_column_bytes };
-                column.key_int = KeyInt {
-                    bytes,
-                    reversed: matches!(kind, Kind::Int | Kind::UInt),
-                    sign: if kind == Kind::Int { 0x80 } else { 0 },
-                    flip: if index_part.descending { 0xff } else { 0 },
-                };
+                column.key_int = key_int;
                 self.key_columns.push(part.field);
                 self.key_column_bytes += bytes;
             }

@@ -218,6 +218,7 @@ impl RowCursor {
     }
 
     fn lock_current(&mut self, session: &mut Session) -> Result<()> {
+        self.keep_current();
         if !self.current.known {
             return Err(Error::Malformed("call: no current row"));
         }

@@ -275,7 +275,7 @@ impl Run {
         assert_eq!(got, expected);
     }
 
-    /// Reads the columns of a key (and those of the primary key) from the index alone.
+    /// Reads the columns of a key (and those of the primary key) from the index alone, and then the rows at the positions that were met.
     fn covered(&mut self, shape: &Shape, key: usize) {
         let key = key % shape.keys.len();
         let primary = if shape.hidden { &[][..] } else { &shape.keys[0].parts };
@@ -285,16 +285,29 @@ impl Run {
         self.t.cursor.set_columns(Some(&bits));
         self.t.cursor.set_key_only(true);
         self.t.cursor.start(Some(key)).unwrap();
-        let mut got = Vec::new();
+        let (mut got, mut positions) = (Vec::new(), Vec::new());
+        let mut position = vec![0; self.t.table.position_length()];
         while self.t.cursor.next(&mut self.session, &mut self.t.image).unwrap() {
             got.push(shape.columns_of(&self.t.image, &fields));
+            self.t.cursor.position(&mut position);
+            positions.push(position.clone());
+            if positions.len() == self.model.rows.len() {
+                break;
+            }
         }
+        self.t.cursor.stop();
+        self.t.cursor.position(&mut position);
+        assert!(positions.last().is_none_or(|last| *last == position), "the last row stays the current one");
         self.t.cursor.set_key_only(false);
         self.t.cursor.set_columns(None);
         let pick = |row: &Vec<V>| fields.iter().map(|field| row[*field].clone()).collect::<Vec<V>>();
-        let expected: Vec<Vec<V>> =
-            self.model.sorted(shape, Some(key)).iter().map(|row| pick(&row.1)).collect();
-        assert_eq!(got, expected);
+        let rows = self.model.sorted(shape, Some(key));
+        assert_eq!(got, rows.iter().map(|row| pick(&row.1)).collect::<Vec<_>>());
+        for (position, row) in positions.iter().zip(&rows) {
+            let found =
+                self.other.cursor.read_position(&mut self.session, position, &mut self.other.image).unwrap();
+            assert_eq!(self.other.found(found).as_ref(), Some(&row.1));
+        }
     }
 
     fn compare_everything(&mut self) {
