@@ -12,7 +12,7 @@ use std::sync::Arc;
 use crate::engine::Engine;
 use crate::first_part::{Probe, successor_into};
 use crate::merge::{AnySource, Merge};
-use crate::source::{STEPS_MAX, Source};
+use crate::source::{OWN, STEPS_MAX, Source, head, sees};
 use crate::txn::{ReadAs, Txn};
 use crate::view::View;
 use crate::{Error, Kind, OpKind, Result, Seqno, TreeId, tree_of};
@@ -38,6 +38,9 @@ struct Open {
     prefix: [u8; 4],
     /// The first key behind the tree.
     end: [u8; 4],
+    /// Heads of both.
+    head: u128,
+    end_head: u128,
     at: Seqno,
     /// `Txn::round` that the own writes belong to.
     round: u64,
@@ -50,6 +53,9 @@ struct Within {
     prefix: Vec<u8>,
     /// The first key behind them.
     end: Vec<u8>,
+    /// Heads of both.
+    head: u128,
+    end_head: u128,
     hash: Option<u64>,
 }
 
@@ -61,9 +67,6 @@ enum Place {
     /// `merge` stands before all versions of the entry.
     Backward,
 }
-
-/// The seqno of own writes.
-const OWN: Seqno = Seqno(u64::MAX);
 
 impl Cursor {
     /// A closed cursor.
@@ -84,7 +87,9 @@ impl Cursor {
     pub fn open(&mut self, txn: &mut Txn, tree: TreeId, read: ReadAs) -> Result<()> {
         let (view, at) = txn.view_at(read);
         let end = tree.0.checked_add(1).expect("tree ids stay below 2^32 - 1").to_be_bytes();
-        self.open = Some(Open { view, tree, prefix: tree.0.to_be_bytes(), end, at, round: txn.round() });
+        let prefix = tree.0.to_be_bytes();
+        let (head, end_head) = (head(&prefix), head(&end));
+        self.open = Some(Open { view, tree, prefix, end, head, end_head, at, round: txn.round() });
         self.collect_sources(txn)
     }
 
@@ -153,15 +158,8 @@ impl Cursor {
         let merge = &mut self.merge;
         // While one source is alone ahead. `passing`: older versions of the key it stands on are of no interest.
         let mut passing = true;
-        while let Some(same_key) = merge.glide() {
-            passing &= same_key;
-            if passing || !open.sees(merge.seqno()) {
-                continue;
-            }
-            if merge.kind() == OpKind::Put {
-                return Ok(true);
-            }
-            passing = true;
+        if merge.glide(open.at, &mut passing) {
+            return Ok(true);
         }
         self.place = Place::Nothing;
         if passing {
@@ -278,6 +276,7 @@ impl Cursor {
         within.on = true;
         within.prefix.clone_from(&self.key);
         successor_into(&self.key, &mut within.end);
+        (within.head, within.end_head) = (head(&within.prefix), head(&within.end));
         within.hash = self.engine.store.first_parts().probe(&self.key).hash;
     }
 
@@ -327,10 +326,15 @@ impl Cursor {
     fn settle_forward(&mut self) -> Result<bool> {
         let (merge, within) = (&mut self.merge, &self.within);
         let open = self.open.as_ref().expect("a cursor moves while it is open");
+        // Nothing before the prefix is ahead, and most heads tell that their keys are not behind it.
+        let end = if within.on { within.end_head } else { open.end_head };
         let mut unseen = 0;
-        while merge.valid() && open.holds(within, merge.key()) {
-            if open.sees(merge.seqno()) {
-                if merge.kind() == OpKind::Put {
+        while let Some(on) = merge.stands_on() {
+            if on.head >= end && !open.holds(within, merge.key()) {
+                break;
+            }
+            if sees(open.at, on.seqno) {
+                if on.kind == OpKind::Put {
                     self.place = Place::Forward;
                     merge.look_ahead(if within.on { &within.end } else { &open.end });
                     return Ok(true);
@@ -359,14 +363,23 @@ impl Cursor {
         self.place = Place::Nothing;
         let (merge, key, value, within) = (&mut self.merge, &mut self.key, &mut self.value, &self.within);
         let open = self.open.as_ref().expect("a cursor moves while it is open");
-        while merge.valid() && open.holds(within, merge.key()) {
+        while let Some(on) = merge.stands_on() {
+            let of = *on;
+            // As on the way forward: nothing behind the prefix is ahead.
+            if of.head <= if within.on { within.head } else { open.head } && !open.holds(within, merge.key())
+            {
+                break;
+            }
             key.clear();
             key.extend_from_slice(merge.key());
             let mut found = OpKind::Delete;
             let mut steps = 0;
-            while merge.valid() && merge.key() == key.as_slice() {
-                if open.sees(merge.seqno()) {
-                    found = merge.kind();
+            while let Some(on) = merge.stands_on() {
+                if on.cmp_key(&of, || merge.key().cmp(key)).is_ne() {
+                    break;
+                }
+                if sees(open.at, on.seqno) {
+                    found = on.kind;
                     value.clear();
                     value.extend_from_slice(merge.value());
                 }
@@ -416,10 +429,5 @@ impl Open {
     #[inline]
     fn holds(&self, within: &Within, key: &[u8]) -> bool {
         key.starts_with(if within.on { &within.prefix } else { &self.prefix[..] })
-    }
-
-    #[inline]
-    fn sees(&self, seqno: Seqno) -> bool {
-        seqno <= self.at || seqno == OWN
     }
 }

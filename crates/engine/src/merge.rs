@@ -13,7 +13,7 @@ use std::cmp::Ordering;
 
 use crate::first_part::Probe;
 use crate::memtable::MemtableIter;
-use crate::source::{Source, pass_by_steps};
+use crate::source::{Source, Standing, Way, pass_by_steps};
 use crate::sst::LevelIter;
 use crate::writeset::WriteSetIter;
 use crate::{OpKind, Result, Seqno};
@@ -33,21 +33,24 @@ const STAYS_MIN: i32 = 2;
 /// Fewer free steps than this were not worth the question, and for so many steps it is not asked again.
 const FREE_MIN: usize = 4;
 const STAYS_AFTER_POOR_LOOK: i32 = -16;
+const NO_SOURCE: usize = usize::MAX;
 
 /// Several sorted sources as one [`Source`].
 ///
 /// After a failed step or seek it stands on nothing, and only a seek is of use.
 pub struct Merge<S> {
     sources: Vec<S>,
-    /// The beginning of the key that each source stands on. It decides most comparisons.
-    heads: Vec<u128>,
+    /// What each source in `order` stands on.
+    standings: Vec<Standing>,
     order: Vec<usize>,
     /// Direction of travel.
     ahead: bool,
-    /// Steps ahead for which the first source surely stays first. While it glides its head is not kept up.
+    /// Steps ahead for which the first source surely stays first. While it glides its standing is not kept up.
     free: usize,
     /// For how many steps the first source has stayed first; below zero after a look ahead that was not worth it.
     stays: i32,
+    /// The source whose look ahead was the last one that was worth it.
+    glider: usize,
     /// The key that the merge stands on and a zero byte, while sources are brought to it.
     key: Vec<u8>,
 }
@@ -56,11 +59,12 @@ impl<S> Default for Merge<S> {
     fn default() -> Self {
         Self {
             sources: Vec::new(),
-            heads: Vec::new(),
+            standings: Vec::new(),
             order: Vec::new(),
             ahead: true,
             free: 0,
             stays: 0,
+            glider: NO_SOURCE,
             key: Vec::new(),
         }
     }
@@ -76,14 +80,14 @@ impl<S: Source> Merge<S> {
     /// set is added before all others.
     pub fn add(&mut self, source: S) {
         self.sources.push(source);
-        self.heads.push(0);
+        self.standings.push(Standing::NOWHERE);
         self.order.clear();
     }
 
     /// Lets go of all sources and keeps the memory for others.
     pub fn clear(&mut self) {
         self.sources.clear();
-        self.heads.clear();
+        self.standings.clear();
         self.order.clear();
     }
 
@@ -104,25 +108,26 @@ impl<S: Source> Merge<S> {
 
     fn seek_all(&mut self, ahead: bool, mut seek: impl FnMut(&mut S) -> Result<()>) -> Result<()> {
         self.order.clear();
-        (self.free, self.stays) = (0, 0);
+        (self.free, self.stays, self.glider) = (0, 0, NO_SOURCE);
         self.sources.iter_mut().try_for_each(&mut seek)?;
         self.ahead = ahead;
         self.sort();
         Ok(())
     }
 
+    /// What it stands on. Not while it glides.
+    #[inline]
+    pub(crate) fn stands_on(&self) -> Option<&Standing> {
+        debug_assert_eq!(self.free, 0, "the standing of a source that glides is not kept up");
+        self.order.first().map(|&first| &self.standings[first])
+    }
+
     /// One step in the direction of travel.
     #[inline]
     fn step(&mut self) -> Result<()> {
         let moving = *self.order.first().expect("a merge that stands on nothing was moved");
-        let source = &mut self.sources[moving];
-        let moved = if self.ahead { source.next() } else { source.prev() };
-        if let Err(error) = moved {
-            self.order.clear();
-            return Err(error);
-        }
-        self.sink(0, moving);
-        self.stays = if self.order.first() == Some(&moving) { self.stays + 1 } else { self.stays.min(0) };
+        self.go(0, if self.ahead { Way::Next } else { Way::Prev })?;
+        self.note_first(moving);
         Ok(())
     }
 
@@ -131,42 +136,50 @@ impl<S: Source> Merge<S> {
     fn step_over_key(&mut self) -> Result<()> {
         let first = *self.order.first().expect("a merge that stands on nothing was moved");
         let mut same = 1;
-        while self.order.get(same).is_some_and(|&other| self.is_same_key(first, other)) {
+        while self.order.get(same).is_some_and(|&other| self.compare_keys(first, other) == Ordering::Equal) {
             same += 1;
         }
         // From the last one on, so that what is behind the one that moves is sorted.
         for at in (0..same).rev() {
-            let moving = self.order[at];
-            if let Err(error) = self.sources[moving].pass_key() {
-                self.order.clear();
-                return Err(error);
-            }
-            self.sink(at, moving);
+            self.go(at, Way::PassKey)?;
         }
-        self.stays = if self.order.first() == Some(&first) { self.stays + 1 } else { self.stays.min(0) };
+        self.note_first(first);
         Ok(())
     }
 
-    /// Finds the place of a source that stands at `order[at]` and has moved, behind which all is sorted.
+    /// Moves the source at `order[at]`, behind which all is sorted, and finds its place.
     #[inline]
-    fn sink(&mut self, at: usize, moving: usize) {
-        let source = &self.sources[moving];
-        if !source.valid() {
-            self.order.remove(at);
-            return;
+    fn go(&mut self, at: usize, way: Way) -> Result<()> {
+        let moving = self.order[at];
+        match self.sources[moving].go(way, &mut self.standings[moving]) {
+            Ok(true) => (),
+            Ok(false) => {
+                self.order.remove(at);
+                return Ok(());
+            }
+            Err(error) => {
+                self.order.clear();
+                return Err(error);
+            }
         }
-        self.heads[moving] = head(source.key());
         let mut place = at;
         while place + 1 < self.order.len() && self.is_before(self.order[place + 1], moving) {
             self.order[place] = self.order[place + 1];
             place += 1;
         }
         self.order[place] = moving;
+        Ok(())
     }
 
+    /// Counts for how long the first source has been first. One that interrupts another's long glide does not count.
     #[inline]
-    fn is_same_key(&self, a: usize, b: usize) -> bool {
-        self.heads[a] == self.heads[b] && self.sources[a].key() == self.sources[b].key()
+    fn note_first(&mut self, was: usize) {
+        let now = self.order.first();
+        self.stays = match self.stays {
+            stays if now == Some(&was) || stays < 0 => stays + 1,
+            _ if now == Some(&self.glider) => STAYS_MIN,
+            _ => 0,
+        };
     }
 
     /// Where the same source has been first for some steps, finds out for how many more it will be, as long as keys are
@@ -182,33 +195,46 @@ impl<S: Source> Merge<S> {
         let (Some(&first), second) = (self.order.first(), self.order.get(1)) else { return };
         let bound = second.map_or(limit, |&second| self.sources[second].key().min(limit));
         self.free = self.sources[first].steps_before(bound);
-        self.stays = if self.free < FREE_MIN { STAYS_AFTER_POOR_LOOK } else { STAYS_MIN };
+        let poor = self.free < FREE_MIN;
+        (self.stays, self.glider) =
+            if poor { (STAYS_AFTER_POOR_LOOK, NO_SOURCE) } else { (STAYS_MIN, first) };
     }
 
-    /// One of the steps that [`Merge::look_ahead`] found, and whether its key is the one of the step before. `None`: none
-    /// is left, or they are not to be trusted any more; then only [`Source::next`] goes on.
+    /// Takes steps that [`Merge::look_ahead`] found, as [`Source::glide`] does. `false`: none is left, or they are not to
+    /// be trusted any more; then only [`Source::next`] goes on, or [`Source::pass_key`] if it is still `passing`.
     #[inline]
-    pub(crate) fn glide(&mut self) -> Option<bool> {
-        if self.free == 0 || self.stale() {
-            // A source that is stale is looked at again by the next step, which reads all heads anew.
-            self.free = 0;
-            return None;
+    pub(crate) fn glide(&mut self, at: Seqno, passing: &mut bool) -> bool {
+        if self.free == 0 {
+            return false;
         }
-        self.free -= 1;
+        if self.stale() {
+            // A source that is stale is looked at again by the next step, which reads all standings anew.
+            self.stop_gliding();
+            return false;
+        }
         let first = self.order[0];
         let source = &mut self.sources[first];
-        let same = source.glide();
+        let (steps, found) = source.glide(self.free, at, passing);
+        self.free -= steps;
         if self.free == 0 {
-            self.heads[first] = head(source.key());
+            self.standings[first] = source.standing();
         }
-        Some(same)
+        found
+    }
+
+    fn stop_gliding(&mut self) {
+        if self.free > 0 {
+            self.free = 0;
+            let first = self.order[0];
+            self.standings[first] = self.sources[first].standing();
+        }
     }
 
     /// One step against the direction of travel so far.
     #[cold]
     fn turn(&mut self) -> Result<()> {
         let first = self.order[0];
-        (self.free, self.stays) = (0, 0);
+        (self.free, self.stays, self.glider) = (0, 0, NO_SOURCE);
         self.ahead = !self.ahead;
         self.bring_to_first(|source| source != first)?;
         let source = &mut self.sources[first];
@@ -223,7 +249,7 @@ impl<S: Source> Merge<S> {
     #[cold]
     fn refresh(&mut self) -> Result<()> {
         let first = self.order[0];
-        (self.free, self.stays) = (0, 0);
+        (self.free, self.stays, self.glider) = (0, 0, NO_SOURCE);
         self.bring_to_first(|source| source == 0)?;
         self.sort();
         debug_assert_eq!(self.order.first(), Some(&first), "a refreshed source stands behind the merge");
@@ -265,9 +291,9 @@ impl<S: Source> Merge<S> {
     }
 
     fn sort(&mut self) {
-        for (head_of, source) in self.heads.iter_mut().zip(&self.sources).filter(|(_, source)| source.valid())
+        for (on, source) in self.standings.iter_mut().zip(&self.sources).filter(|(_, source)| source.valid())
         {
-            *head_of = head(source.key());
+            *on = source.standing();
         }
         let mut order = std::mem::take(&mut self.order);
         order.clear();
@@ -278,21 +304,19 @@ impl<S: Source> Merge<S> {
 
     #[inline]
     fn is_before(&self, a: usize, b: usize) -> bool {
-        match self.heads[a].cmp(&self.heads[b]) {
-            Ordering::Equal => {
-                self.compare(a, b) == if self.ahead { Ordering::Less } else { Ordering::Greater }
-            }
-            unequal => (unequal == Ordering::Less) == self.ahead,
-        }
+        self.compare(a, b) == if self.ahead { Ordering::Less } else { Ordering::Greater }
     }
 
+    #[inline]
     fn compare(&self, a: usize, b: usize) -> Ordering {
-        let (left, right) = (&self.sources[a], &self.sources[b]);
-        let by_head = self.heads[a].cmp(&self.heads[b]);
-        by_head
-            .then_with(|| left.key().cmp(right.key()))
-            .then_with(|| right.seqno().cmp(&left.seqno()))
+        self.compare_keys(a, b)
+            .then_with(|| self.standings[b].seqno.cmp(&self.standings[a].seqno))
             .then_with(|| a.cmp(&b))
+    }
+
+    #[inline]
+    fn compare_keys(&self, a: usize, b: usize) -> Ordering {
+        self.standings[a].cmp_key(&self.standings[b], || self.sources[a].key().cmp(self.sources[b].key()))
     }
 }
 
@@ -331,9 +355,7 @@ impl<S: Source> Source for Merge<S> {
     }
     #[inline]
     fn next(&mut self) -> Result<()> {
-        if self.glide().is_some() {
-            return Ok(());
-        }
+        self.stop_gliding();
         if !self.ahead {
             return self.turn();
         }
@@ -344,9 +366,10 @@ impl<S: Source> Source for Merge<S> {
     }
     #[inline]
     fn pass_key(&mut self) -> Result<()> {
-        if !self.ahead || self.free > 0 {
+        if !self.ahead {
             return pass_by_steps(self);
         }
+        self.stop_gliding();
         if self.stale() && self.order.first() != Some(&0) {
             self.refresh()?;
         }
@@ -385,21 +408,6 @@ impl<S: Source> Source for Merge<S> {
     #[inline]
     fn stale(&self) -> bool {
         self.sources.first().is_some_and(Source::stale)
-    }
-}
-
-/// The first 16 bytes of a key as a number that sorts like them; zeros stand for what is not there.
-#[inline]
-fn head(key: &[u8]) -> u128 {
-    let half = |bytes: &[u8; 8]| u128::from(u64::from_be_bytes(*bytes));
-    match (key.first_chunk(), key.last_chunk()) {
-        (Some(first), _) if key.len() >= 16 => half(first) << 64 | key[8..].first_chunk().map_or(0, half),
-        // Both halves overlap: what the last eight bytes repeat is shifted out.
-        (Some(first), Some(last)) => {
-            let tail = (half(last) << (8 * (16 - key.len()))) & u128::from(u64::MAX);
-            half(first) << 64 | tail
-        }
-        _ => key.iter().enumerate().fold(0, |head, (at, &byte)| head | u128::from(byte) << (120 - 8 * at)),
     }
 }
 
@@ -461,8 +469,20 @@ impl Source for AnySource {
         whichever!(self, it => it.steps_before(key))
     }
     #[inline]
-    fn glide(&mut self) -> bool {
-        whichever!(self, it => it.glide())
+    fn standing(&self) -> Standing {
+        whichever!(self, it => it.standing())
+    }
+    #[inline]
+    fn go(&mut self, way: Way, on: &mut Standing) -> Result<bool> {
+        whichever!(self, it => it.go(way, on))
+    }
+    #[inline]
+    fn glide_step(&mut self) -> bool {
+        whichever!(self, it => it.glide_step())
+    }
+    #[inline]
+    fn glide(&mut self, most: usize, at: Seqno, passing: &mut bool) -> (usize, bool) {
+        whichever!(self, it => it.glide(most, at, passing))
     }
 }
 
@@ -477,6 +497,7 @@ mod tests {
 
     use super::*;
     use crate::memtable::Memtable;
+    use crate::source::head;
     use crate::writeset::{WriteMark, WriteSet};
     use crate::{Error, Kind, TreeId, full_key};
 
@@ -539,7 +560,7 @@ mod tests {
         fn steps_before(&self, key: &[u8]) -> usize {
             self.versions.partition_point(|(own, _)| own.as_slice() < key).saturating_sub(self.at + 1)
         }
-        fn glide(&mut self) -> bool {
+        fn glide_step(&mut self) -> bool {
             self.at += 1;
             self.versions[self.at].0 == self.versions[self.at - 1].0
         }
@@ -550,8 +571,8 @@ mod tests {
         Seek(Vec<u8>, u64),
         SeekBefore(Vec<u8>),
         Next,
-        /// The same after a look ahead, with the limit of it.
-        Glide(Vec<u8>),
+        /// A look ahead with its limit, and a glide of a reader at a seqno.
+        Glide(Vec<u8>, u64),
         PassKey,
         Prev,
     }
@@ -570,7 +591,7 @@ mod tests {
             1 => (key(), 0_u64..6).prop_map(|(key, seqno)| Move::Seek(key, seqno)),
             1 => key().prop_map(Move::SeekBefore),
             8 => Just(Move::Next),
-            8 => key().prop_map(Move::Glide),
+            8 => (key(), 0_u64..6).prop_map(|(limit, at)| Move::Glide(limit, at)),
             8 => Just(Move::PassKey),
             8 => Just(Move::Prev),
         ];
@@ -613,13 +634,22 @@ mod tests {
                         merge.next().unwrap();
                         at += 1;
                     }
-                    Move::Glide(limit) if at < all.len() => {
+                    Move::Glide(limit, read_at) if at < all.len() => {
+                        let fresh = merge.free == 0;
                         merge.look_ahead(&limit);
-                        at += 1;
-                        match merge.glide() {
-                            Some(same) => prop_assert_eq!(same, all[at].0 == all[at - 1].0),
-                            None => merge.next().unwrap(),
+                        let (from, free, mut passing) = (at, merge.free, true);
+                        let found = merge.glide(Seqno(read_at), &mut passing);
+                        // The same, version by version.
+                        let (mut steps, mut seen, mut passes) = (0, false, true);
+                        while steps < free && !seen {
+                            steps += 1;
+                            at += 1;
+                            passes &= all[at].0 == all[at - 1].0;
+                            seen = !passes && all[at].1 <= Seqno(read_at);
+                            passes |= seen;
                         }
+                        prop_assert_eq!((found, passing, merge.free), (seen, passes, free - steps));
+                        prop_assert!(!fresh || all[from..=at].iter().skip(1).all(|(own, _)| *own < limit));
                     }
                     Move::Prev if at < all.len() => {
                         merge.prev().unwrap();
@@ -629,14 +659,19 @@ mod tests {
                         merge.pass_key().unwrap();
                         at = all.partition_point(|(own, _)| *own <= all[at].0);
                     }
-                    Move::Next | Move::Glide(_) | Move::PassKey | Move::Prev => (),
+                    Move::Next | Move::Glide(..) | Move::PassKey | Move::Prev => (),
                 }
                 prop_assert_eq!(shown(&merge), all.get(at).cloned());
             }
         }
 
         #[test]
-        fn heads_sort_like_their_keys(a in key(), b in key()) {
+        fn standings_sort_like_their_keys(a in key(), b in key()) {
+            let standing = |key: &[u8]| {
+                Standing { head: head(key), key_bytes: key.len(), ..Standing::NOWHERE }
+            };
+            let compared = standing(&a).cmp_key(&standing(&b), || a.cmp(&b));
+            prop_assert_eq!(compared, a.cmp(&b));
             prop_assert!(head(&a) == head(&b) || (head(&a) < head(&b)) == (a < b));
         }
     }

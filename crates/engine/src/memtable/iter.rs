@@ -159,7 +159,7 @@ impl Source for MemtableIter {
     }
 
     #[inline]
-    fn glide(&mut self) -> bool {
+    fn glide_step(&mut self) -> bool {
         let from = self.walk.record(&self.memtable);
         self.walk.next(&self.memtable);
         self.walk.record(&self.memtable).key() == from.key()

@@ -179,24 +179,26 @@ impl Block {
     /// Where version `row` lies.
     #[inline]
     pub(crate) fn row(&self, row: usize) -> Row {
-        let start = self.record_start(row);
-        let end = if row + 1 < self.rows() { self.record_start(row + 1) } else { self.bytes.len() };
+        let (offsets, _) = self.bytes[self.offsets_at()..self.records_at as usize].as_chunks::<2>();
+        let place = |offset: &[u8; 2]| self.records_at as usize + usize::from(u16::from_le_bytes(*offset));
+        let start = place(&offsets[row]);
+        let end = offsets.get(row + 1).map_or(self.bytes.len(), place);
         let record = &self.bytes[start..end];
         let width = usize::from(self.seqno_width);
-        let key_bytes = usize::from(u16::from_le_bytes([record[1], record[2]]));
-        let delta = match width {
-            0 => 0,
-            1 => u64::from(record[3]),
-            2 => u64::from(u16::from_le_bytes([record[3], record[4]])),
-            4 => u64::from(u32::from_le_bytes([record[3], record[4], record[5], record[6]])),
-            _ => u64::from_le_bytes(record[3..11].try_into().expect("eight bytes")),
+        let (header, rest) = record.split_first_chunk::<RECORD_HEADER_BYTES>().expect("checked");
+        let delta = match (width, rest.first_chunk::<8>()) {
+            (0, _) => 0,
+            // Nearly always there is so much behind it: one load for all widths.
+            (_, Some(more)) => u64::from_le_bytes(*more) & (u64::MAX >> (64 - 8 * width)),
+            _ => rest[..width].iter().rev().fold(0, |delta, byte| delta << 8 | u64::from(*byte)),
         };
         let key_start = start + RECORD_HEADER_BYTES + width;
+        let key_bytes = usize::from(u16::from_le_bytes([header[1], header[2]]));
         Row {
             key_start: key_start as u32,
             key_end: (key_start + key_bytes) as u32,
             value_end: end as u32,
-            kind: if record[0] == OpKind::Put as u8 { OpKind::Put } else { OpKind::Delete },
+            kind: if header[0] == OpKind::Put as u8 { OpKind::Put } else { OpKind::Delete },
             seqno: Seqno(self.least_seqno.wrapping_add(delta)),
         }
     }
@@ -272,12 +274,6 @@ impl Block {
     #[inline]
     fn offsets_at(&self) -> usize {
         HEADER_BYTES + self.rows() * 8
-    }
-
-    #[inline]
-    fn record_start(&self, row: usize) -> usize {
-        let at = self.offsets_at() + row * 2;
-        self.records_at as usize + usize::from(u16::from_le_bytes([self.bytes[at], self.bytes[at + 1]]))
     }
 }
 

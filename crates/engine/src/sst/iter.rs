@@ -10,7 +10,7 @@ use super::reader::{PartitionBody, Purpose, Sst, handle_at};
 use super::window::Window;
 use crate::cache::Held;
 use crate::first_part::Probe;
-use crate::source::{Source, pass_by_steps};
+use crate::source::{Source, Standing, pass_by_steps};
 use crate::store::SstStore;
 use crate::version::Run;
 use crate::{Error, Kind, OpKind, Result, Seqno};
@@ -267,7 +267,7 @@ impl Source for SstIter {
     }
 
     #[inline]
-    fn glide(&mut self) -> bool {
+    fn glide_step(&mut self) -> bool {
         let data = self.data.as_ref().expect("the iterator is valid");
         self.number += 1;
         self.row = data.row(self.number);
@@ -425,8 +425,18 @@ impl Source for LevelIter {
     }
 
     #[inline]
-    fn glide(&mut self) -> bool {
-        self.iter.as_mut().expect("the iterator is valid").glide()
+    fn standing(&self) -> Standing {
+        self.current().standing()
+    }
+
+    #[inline]
+    fn glide_step(&mut self) -> bool {
+        self.iter.as_mut().expect("the iterator is valid").glide_step()
+    }
+
+    #[inline]
+    fn glide(&mut self, most: usize, at: Seqno, passing: &mut bool) -> (usize, bool) {
+        self.iter.as_mut().expect("the iterator is valid").glide(most, at, passing)
     }
 }
 
