@@ -372,6 +372,15 @@ impl Engine {
         Ok(!self.view().holds_keys(&self.store, tree)?)
     }
 
+    /// Keys of `tree`, ascending, at which to divide it among at most `parts` readers that go on side by side, each with about as much to do. None
+    /// if there is little to read, or if this engine does everything on its callers' threads.
+    pub fn cuts(&self, tree: TreeId, parts: usize) -> Vec<Vec<u8>> {
+        match self.settings.background {
+            Background::Threads => self.view().cuts(tree, parts),
+            Background::Manual => Vec::new(),
+        }
+    }
+
     /// About how much is stored between two keys of `tree`. Never fails: what can not be read counts as nothing.
     pub fn estimate(&self, tree: TreeId, lo: Bound<&[u8]>, hi: Bound<&[u8]>) -> Estimate {
         let bound = |bound: Bound<&[u8]>, otherwise: TreeId| match bound {

@@ -215,6 +215,11 @@ impl Source {
 }
 
 impl Sorted {
+    /// What several sorters had, as if one had got all of it: of equal keys, those of earlier parts come first. `parts` are not begun.
+    pub fn join(parts: Vec<Self>) -> Self {
+        Self::new(parts.into_iter().flat_map(|part| part.sources).collect())
+    }
+
     /// Each source stands on its first entry; of equal entries the earlier source's comes first.
     fn new(sources: Vec<Source>) -> Self {
         let heads = sources.iter().enumerate();

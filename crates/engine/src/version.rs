@@ -202,6 +202,23 @@ pub fn overlapping<'a>(run: &'a [Arc<SstMeta>], first: &[u8], last: &[u8]) -> &'
     &run[from..to]
 }
 
+/// Keys at which to divide what `ssts` hold into at most `parts` of about equal size. Ascending; the least key of all is not among them.
+pub(crate) fn cuts<'a>(ssts: impl Iterator<Item = &'a Arc<SstMeta>>, parts: usize) -> Vec<&'a [u8]> {
+    let mut starts: Vec<(&[u8], u64)> = ssts.map(|sst| (&*sst.first_key, sst.bytes)).collect();
+    starts.sort();
+    let share = starts.iter().map(|(_, bytes)| bytes).sum::<u64>() / parts.max(1) as u64 + 1;
+    let mut last_cut = starts.first().map_or(&[][..], |(key, _)| key);
+    let (mut cuts, mut bytes) = (Vec::new(), 0);
+    for (key, more) in starts {
+        if bytes >= share * (cuts.len() as u64 + 1) && key > last_cut {
+            cuts.push(key);
+            last_cut = key;
+        }
+        bytes += more;
+    }
+    cuts
+}
+
 fn check_run(level: usize, run: &[Arc<SstMeta>]) -> Result<(), Misfit> {
     for sst in run {
         if sst.first_key.len() < 4 || sst.last_key.len() < 4 || sst.last_key < sst.first_key {

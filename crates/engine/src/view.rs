@@ -18,8 +18,8 @@ use crate::prefetch::prefetch;
 use crate::source::Source;
 use crate::sst::{self, LevelIter, Purpose, SstIter, find_in_run};
 use crate::store::SstStore;
-use crate::version::{Run, Version, overlapping};
-use crate::{OpKind, Result, Seqno, TreeId, full_key};
+use crate::version::{Run, Version, cuts, overlapping};
+use crate::{OpKind, Result, Seqno, TreeId, full_key, tree_of};
 
 /// Everything that can be read.
 #[derive(Clone)]
@@ -167,6 +167,15 @@ impl View {
             }
         }
         estimate
+    }
+
+    /// Keys (without their tree) at which to divide what `tree` has in ssts into at most `parts` of about equal size, ascending.
+    pub(crate) fn cuts(&self, tree: TreeId, parts: usize) -> Vec<Vec<u8>> {
+        let (first, end) = (full_key(tree, &[]), full_key(TreeId(tree.0.saturating_add(1)), &[]));
+        let ssts = self.runs().flat_map(|run| overlapping(run, &first, &end));
+        let inside = |key: &&[u8]| tree_of(key) == tree && key.len() > first.len();
+        let cuts = cuts(ssts, parts).into_iter().filter(inside);
+        cuts.map(|key| key[first.len()..].to_vec()).collect()
     }
 
     /// Newest first.

@@ -10,7 +10,7 @@
 use std::cmp::Ordering;
 use std::sync::Arc;
 
-use engine::{Engine, Load, Loaded, Sorter, TreeId};
+use engine::{Engine, Load, Loaded, Sorted, Sorter, TreeId};
 
 use crate::catalogue::Trees;
 use crate::cursor::{Record, RowCursor, Scratch};
@@ -20,7 +20,7 @@ use crate::{Error, Result, Session, Store};
 /// Rows and entries are few if they take no more than this share of a memtable: 4 MiB of 64.
 pub(crate) const FEW_SHARE: u64 = 16;
 /// Entries between two looks whether the session was interrupted.
-const LOOK_EVERY: u64 = 4096;
+pub(crate) const LOOK_EVERY: u64 = 4096;
 
 /// Known rows that are fewer are inserted as always.
 const ROWS_MIN: u64 = 5_000;
@@ -289,20 +289,15 @@ impl Bulk {
 
 impl Stream {
     /// One of `share` that are filled at the same time.
-    pub(crate) fn new(engine: &Arc<Engine>, tree: TreeId, share: usize) -> Self {
+    fn new(engine: &Arc<Engine>, tree: TreeId, share: usize) -> Self {
         Self { tree, sorter: engine.sorter(share), load: None, last_key: Vec::new() }
     }
 
-    pub(crate) fn is_unloaded(&self) -> bool {
+    fn is_unloaded(&self) -> bool {
         self.load.is_none()
     }
 
-    pub(crate) fn push(
-        &mut self,
-        session: &Session,
-        key: &[u8],
-        value: &[u8],
-    ) -> std::result::Result<(), StreamError> {
+    fn push(&mut self, session: &Session, key: &[u8], value: &[u8]) -> std::result::Result<(), StreamError> {
         let Some(load) = &mut self.load else {
             if self.sorter.is_full() && self.sorter.ascends() {
                 self.start_load(session)?;
@@ -325,12 +320,8 @@ impl Stream {
         }
     }
 
-    fn open_load(&self, session: &Session) -> Result<Load> {
-        Ok(session.store().engine().load(self.tree)?.interrupted_by(session.interrupted()))
-    }
-
     fn start_load(&mut self, session: &Session) -> Result<()> {
-        let mut load = self.open_load(session)?;
+        let mut load = open_load(session, self.tree)?;
         let last_key = &mut self.last_key;
         self.sorter.drain(|key, value| {
             last_key.clear();
@@ -355,56 +346,60 @@ impl Stream {
         few: Option<TreeId>,
         progress: &mut Progress,
     ) -> std::result::Result<Written, StreamError> {
-        match few {
-            Some(tree) => {
-                self.in_order(session, progress, |session, key, value| {
-                    Ok(session.txn.put(tree, key, value)?)
-                })?;
-                Ok(Written::Put)
-            }
-            None => Ok(Written::Loaded(self.load(session, progress)?)),
-        }
-    }
-
-    /// Loads the entries into the stream's tree.
-    pub(crate) fn load(
-        mut self,
-        session: &mut Session,
-        progress: &mut Progress,
-    ) -> std::result::Result<Loaded, StreamError> {
-        let mut load = match self.load.take() {
-            Some(load) => {
+        let load = match (self.load, few) {
+            (Some(load), _) => {
                 progress.done += load.entries();
                 load
             }
-            None => self.open_load(session)?,
-        };
-        self.in_order(session, progress, |_, key, value| Ok(load.put(key, value)?))?;
-        Ok(load.finish()?)
-    }
-
-    pub(crate) fn in_order(
-        self,
-        session: &mut Session,
-        progress: &mut Progress,
-        mut each: impl FnMut(&mut Session, &[u8], &[u8]) -> Result<()>,
-    ) -> std::result::Result<(), StreamError> {
-        let mut sorted = self.sorter.finish()?;
-        while sorted.next()? {
-            if sorted.repeats() {
-                let (key, value) = (sorted.key().to_vec(), sorted.value().to_vec());
-                return Err(StreamError::Twice(Twice { key, value }));
+            (None, Some(tree)) => {
+                let put = |session: &mut Session, key: &[u8], value: &[u8]| {
+                    Ok(session.txn.put(tree, key, value)?)
+                };
+                in_order(self.sorter.finish()?, session, progress, put)?;
+                return Ok(Written::Put);
             }
-            each(session, sorted.key(), sorted.value())?;
-            progress.done += 1;
-            look_at(session, progress.done, progress.total)?;
-        }
-        Ok(())
+            (None, None) => open_load(session, self.tree)?,
+        };
+        Ok(Written::Loaded(load_sorted(load, self.sorter.finish()?, session, progress)?))
     }
+}
+
+pub(crate) fn open_load(session: &Session, tree: TreeId) -> Result<Load> {
+    Ok(session.store().engine().load(tree)?.interrupted_by(session.interrupted()))
+}
+
+/// Brings a load to its end.
+pub(crate) fn load_sorted(
+    mut load: Load,
+    sorted: Sorted,
+    session: &mut Session,
+    progress: &mut Progress,
+) -> std::result::Result<Loaded, StreamError> {
+    in_order(sorted, session, progress, |_, key, value| Ok(load.put(key, value)?))?;
+    Ok(load.finish()?)
+}
+
+/// Hands on entries of which no two may have one key.
+pub(crate) fn in_order(
+    mut sorted: Sorted,
+    session: &mut Session,
+    progress: &mut Progress,
+    mut each: impl FnMut(&mut Session, &[u8], &[u8]) -> Result<()>,
+) -> std::result::Result<(), StreamError> {
+    while sorted.next()? {
+        if sorted.repeats() {
+            let (key, value) = (sorted.key().to_vec(), sorted.value().to_vec());
+            return Err(StreamError::Twice(Twice { key, value }));
+        }
+        each(session, sorted.key(), sorted.value())?;
+        progress.done += 1;
+        look_at(session, progress.done, progress.total)?;
+    }
+    Ok(())
 }
 
 /// Now and then: tells how much of how much is done, and ends what was interrupted.
 #[inline]
-pub(crate) fn look_at(session: &Session, done: u64, total: u64) -> Result<()> {
+fn look_at(session: &Session, done: u64, total: u64) -> Result<()> {
     if done.is_multiple_of(LOOK_EVERY) { session.go_on(done, total) } else { Ok(()) }
 }

@@ -1,22 +1,31 @@
 //! Adding and dropping indexes of a table that has rows, in place.
 //!
 //! * Whoever calls keeps all others from writing to the table, from before `build_indexes` to after `Store::set_indexes`; they may read.
-//! * The entries of a new index are made from the newest rows, sorted and loaded into a tree of its own; nobody sees it before the
+//! * The entries of a new index are made from the newest rows, by several threads if there is much to read, sorted and loaded into a tree of its own; nobody sees it before the
 //!   commit that changes the definition, which also drops the trees of indexes that go. What is given up before leaves nothing.
 //! * The rows stay as they are, so a transaction whose snapshot is older than the index would miss what it should see by it: it
 //!   is told that the definition has changed.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread::available_parallelism;
+use std::time::Duration;
 
-use engine::{Cursor, Loaded, ReadAs, TreeId};
+use engine::{Cursor, Kind, Loaded, ReadAs, Sorted, TreeId};
 
-use crate::bulk::{FEW_SHARE, Fresh, Progress, Stream, StreamError, look_at};
+use crate::bulk::{FEW_SHARE, Fresh, LOOK_EVERY, Progress, StreamError, in_order, load_sorted, open_load};
 use crate::catalogue::Trees;
 use crate::cursor::RowCursor;
 use crate::layout::Layout;
 use crate::rows::Parts;
 use crate::table::Table;
 use crate::{Descriptor, Error, Result, Session};
+
+/// Threads that read rows for one ALTER, if there are as many processors.
+const READERS_MAX: usize = 4;
+/// How often who waits for the others tells how far they are, and looks whether it is interrupted.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// Other indexes for a table.
 pub struct IndexPlan {
@@ -87,19 +96,11 @@ impl RowCursor {
         let fresh = Fresh::new(&table.store, new.iter().map(|(_, tree)| *tree).collect());
         let mut built = Vec::new();
         if !new.is_empty() {
-            let (streams, rows, bytes) = match gather(&table, &layout, &new, session) {
-                Ok(gathered) => gathered,
-                Err(GatherError::Other(error)) => return Err(error),
-                Err(GatherError::Twice { index, row: (key, row) }) => {
-                    self.set_duplicate(key, row);
-                    return Err(Error::Duplicate { key: index });
-                }
-            };
+            let Gathered { entries, rows, bytes } = gather(&table, &layout, &new, session)?;
             let few = bytes <= engine.memtable_bytes() as u64 / FEW_SHARE;
             let mut progress = Progress { done: rows, total: rows * (1 + new.len() as u64) };
-            for (stream, (index, tree)) in streams.into_iter().zip(new) {
-                let few = few && stream.is_unloaded();
-                match finish(stream, few.then_some(tree), session, &mut progress) {
+            for (entries, (index, tree)) in entries.into_iter().zip(new) {
+                match finish(entries, tree, few, session, &mut progress) {
                     Ok(index) => built.push(index),
                     Err(StreamError::Other(error)) => return Err(error),
                     Err(StreamError::Twice(twice)) => {
@@ -117,76 +118,154 @@ impl RowCursor {
     }
 }
 
-enum GatherError {
-    /// This row has a value that another one has.
-    Twice {
-        index: usize,
-        row: (Vec<u8>, Vec<u8>),
-    },
-    Other(Error),
+/// What rows make for new indexes.
+struct Gathered {
+    /// For each index.
+    entries: Vec<Sorted>,
+    rows: u64,
+    /// Of all entries.
+    bytes: u64,
 }
 
-impl<E: Into<Error>> From<E> for GatherError {
-    fn from(error: E) -> Self {
-        Self::Other(error.into())
-    }
+/// Reads the rows of a stretch of the table, for all new indexes.
+struct Reader<'a> {
+    table: &'a Table,
+    layout: &'a Layout,
+    new: &'a [(usize, TreeId)],
+    /// How many there are.
+    readers: usize,
+    /// Rows that all of them have read, about.
+    rows: AtomicU64,
+    /// The work of the others is in vain.
+    stopped: AtomicBool,
 }
 
-/// The entries that all rows make, how many rows there are, and how many bytes the entries take.
+/// The entries that all rows make.
 fn gather(
     table: &Table,
     layout: &Layout,
     new: &[(usize, TreeId)],
     session: &mut Session,
-) -> std::result::Result<(Vec<Stream>, u64, u64), GatherError> {
-    let engine = table.store.engine();
-    let mut streams: Vec<_> = new.iter().map(|(_, tree)| Stream::new(engine, *tree, new.len())).collect();
-    let mut txn = engine.begin();
-    let mut cursor = Cursor::new(engine);
-    cursor.open(&mut txn, table.state.primary_tree(), ReadAs::Newest)?;
-    let (mut rows, mut bytes) = (0, 0);
-    let (mut parts, mut weights) = (Parts::default(), Vec::new());
-    let (mut entry_key, mut entry_value) = (Vec::new(), Vec::new());
+) -> Result<Gathered> {
+    let most = available_parallelism().map_or(1, |processors| processors.get().min(READERS_MAX));
+    let cuts = table.store.engine().cuts(table.state.primary_tree(), most);
+    let readers = 1 + cuts.len();
+    let reader =
+        Reader { table, layout, new, readers, rows: AtomicU64::new(0), stopped: AtomicBool::new(false) };
     // Reading takes about as long as writing one index.
     let total = table.row_count() * (1 + new.len() as u64);
-    let mut more = cursor.seek_first(&mut txn)?;
-    while more {
-        let (key, row) = (cursor.key(), cursor.value());
-        layout.rows.parse(row, key, &mut parts).map_err(table.garbled("a row"))?;
-        let value = |field| Ok(layout.rows.value(field, row, &parts));
-        for (stream, (index, _)) in streams.iter_mut().zip(new) {
-            layout.indexes[*index]
-                .entry(&value, key, table.collations(), &mut weights, (&mut entry_key, &mut entry_value))
-                .map_err(table.garbled("a row"))?;
-            bytes += (entry_key.len() + entry_value.len()) as u64;
-            match stream.push(session, &entry_key, &entry_value) {
-                Ok(()) => {}
-                Err(StreamError::Other(error)) => return Err(error.into()),
-                Err(StreamError::Twice(_)) => {
-                    // As far as it got, the index is in the order of the rows.
-                    let row = (key.to_vec(), row.to_vec());
-                    return Err(GatherError::Twice { index: *index, row });
-                }
+    let look = |session: &Session| session.go_on(reader.rows.load(Ordering::Relaxed).min(total), total);
+    let mut parts: Vec<Option<Gathered>> = (0..readers).map(|_| None).collect();
+    std::thread::scope(|scope| -> Result<()> {
+        let (done, outcomes) = channel();
+        // The first stretch is the caller's own.
+        for part in 1..readers {
+            let (reader, done, to) = (&reader, done.clone(), cuts.get(part));
+            let from = &cuts[part - 1];
+            let read = move || _ = done.send((part, reader.read(from, to, || reader.go_on())));
+            let thread =
+                std::thread::Builder::new().name("cistern-index".to_owned()).spawn_scoped(scope, read);
+            thread.map_err(|error| reader.stop(no_thread(error)))?;
+        }
+        drop(done);
+        let own = reader.read(&[], cuts.first(), || look(session));
+        parts[0] = Some(own.map_err(|error| reader.stop(error))?);
+        loop {
+            match outcomes.recv_timeout(LOOK) {
+                Ok((part, outcome)) => parts[part] = Some(outcome.map_err(|error| reader.stop(error))?),
+                Err(RecvTimeoutError::Timeout) => look(session).map_err(|error| reader.stop(error))?,
+                // All have ended. (A panic of one comes out of the scope.)
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
             }
         }
-        rows += 1;
-        look_at(session, rows.min(total), total)?;
-        more = cursor.next(&mut txn)?;
+    })?;
+    Ok(join(parts.into_iter().flatten().collect(), new.len()))
+}
+
+fn no_thread(error: std::io::Error) -> Error {
+    engine::Error::new(Kind::Unavailable, "a thread that reads rows can not be started")
+        .with_cause(error)
+        .into()
+}
+
+/// What one reader would have made of all stretches.
+fn join(parts: Vec<Gathered>, indexes: usize) -> Gathered {
+    let mut all: Vec<Vec<Sorted>> = (0..indexes).map(|_| Vec::new()).collect();
+    let (mut rows, mut bytes) = (0, 0);
+    for part in parts {
+        rows += part.rows;
+        bytes += part.bytes;
+        all.iter_mut().zip(part.entries).for_each(|(all, entries)| all.push(entries));
     }
-    Ok((streams, rows, bytes))
+    Gathered { entries: all.into_iter().map(Sorted::join).collect(), rows, bytes }
+}
+
+impl Reader<'_> {
+    /// The rows from `from` to before `to`; asks `look` now and then whether to go on.
+    fn read(&self, from: &[u8], to: Option<&Vec<u8>>, look: impl Fn() -> Result<()>) -> Result<Gathered> {
+        let Self { table, layout, new, .. } = self;
+        let engine = table.store.engine();
+        let sorter = |_| engine.sorter(new.len() * self.readers);
+        let mut sorters: Vec<_> = new.iter().map(sorter).collect();
+        let mut txn = engine.begin();
+        let mut cursor = Cursor::new(engine);
+        cursor.open(&mut txn, table.state.primary_tree(), ReadAs::Newest)?;
+        let (mut rows, mut bytes) = (0, 0);
+        let (mut parts, mut weights) = (Parts::default(), Vec::new());
+        let (mut entry_key, mut entry_value) = (Vec::new(), Vec::new());
+        let mut more = cursor.seek(&mut txn, from)?;
+        while more && to.is_none_or(|to| cursor.key() < &to[..]) {
+            let (key, row) = (cursor.key(), cursor.value());
+            layout.rows.parse(row, key, &mut parts).map_err(table.garbled("a row"))?;
+            let value = |field| Ok(layout.rows.value(field, row, &parts));
+            for (sorter, (index, _)) in sorters.iter_mut().zip(*new) {
+                layout.indexes[*index]
+                    .entry(&value, key, table.collations(), &mut weights, (&mut entry_key, &mut entry_value))
+                    .map_err(table.garbled("a row"))?;
+                bytes += (entry_key.len() + entry_value.len()) as u64;
+                sorter.push(&entry_key, &entry_value)?;
+            }
+            rows += 1;
+            if rows % LOOK_EVERY == 0 {
+                self.rows.fetch_add(LOOK_EVERY, Ordering::Relaxed);
+                look()?;
+            }
+            more = cursor.next(&mut txn)?;
+        }
+        let entries: engine::Result<Vec<Sorted>> =
+            sorters.into_iter().map(|sorter| sorter.finish()).collect();
+        Ok(Gathered { entries: entries?, rows, bytes })
+    }
+
+    /// Ends all of them because of `error`, which is handed back.
+    fn stop(&self, error: Error) -> Error {
+        self.stopped.store(true, Ordering::Relaxed);
+        error
+    }
+
+    fn go_on(&self) -> Result<()> {
+        match self.stopped.load(Ordering::Relaxed) {
+            true => Err(engine::Error::new(Kind::Interrupted, "another reader has failed").into()),
+            false => Ok(()),
+        }
+    }
 }
 
 fn finish(
-    stream: Stream,
-    few: Option<TreeId>,
+    entries: Sorted,
+    tree: TreeId,
+    few: bool,
     session: &mut Session,
     progress: &mut Progress,
 ) -> std::result::Result<BuiltIndex, StreamError> {
-    let Some(tree) = few else { return Ok(BuiltIndex::Loaded(stream.load(session, progress)?)) };
-    let mut entries = Vec::new();
-    stream.in_order(session, progress, |_, key, value| {
-        entries.push((key.to_vec(), value.to_vec()));
+    if !few {
+        let load = open_load(session, tree)?;
+        return Ok(BuiltIndex::Loaded(load_sorted(load, entries, session, progress)?));
+    }
+    let mut kept = Vec::new();
+    in_order(entries, session, progress, |_, key, value| {
+        kept.push((key.to_vec(), value.to_vec()));
         Ok(())
     })?;
-    Ok(BuiltIndex::Few(tree, entries))
+    Ok(BuiltIndex::Few(tree, kept))
 }

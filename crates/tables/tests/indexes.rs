@@ -8,18 +8,22 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
 use common::*;
-use engine::Settings;
+use engine::{Settings, TreeId};
 use proptest::prelude::*;
 use tables::{Error, Session, Store, TableImages};
 
 const IMAGES: TableImages<'static> = TableImages { frm: b"new frm", par: b"" };
 
-/// A store whose memtables are so small that few entries are many, and the default.
+/// A store whose memtables are so small that few entries are many, the default, and one whose ssts are small too, so that rows are read in stretches.
 fn stores() -> &'static [Arc<Store>] {
     static STORES: OnceLock<Vec<Arc<Store>>> = OnceLock::new();
     STORES.get_or_init(|| {
-        let store = |memtable_bytes| store_with(Settings { memtable_bytes, ..Settings::default() });
-        [2 << 10, 64 << 20].map(store).to_vec()
+        let store = |(memtable_bytes, sst_bytes)| {
+            let mut settings = Settings { memtable_bytes, ..Settings::default() };
+            settings.shape.sst_bytes = sst_bytes;
+            store_with(settings)
+        };
+        [(2 << 10, 32 << 20), (64 << 20, 32 << 20), (2 << 10, 1 << 10)].map(store).to_vec()
     })
 }
 
@@ -98,7 +102,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
     #[test]
     fn built_indexes_are_those_that_were_there_from_the_start(
-        rows in rows(), old in chosen(), new in chosen(), hidden in any::<bool>(), store in 0usize..2,
+        rows in rows(), old in chosen(), new in chosen(), hidden in any::<bool>(), store in 0usize..3,
     ) {
         let store = &stores()[store];
         let (path, model_path) = (fresh_path(), fresh_path());
@@ -153,6 +157,87 @@ proptest! {
             (built, fits) => panic!("built: {:?}, from the start: {fits:?}", built.map(|_| ())),
         }
     }
+}
+
+/// A store whose one table has its rows in several ssts, so that an index build reads it in stretches; and how many rows there are.
+fn stretched(second: impl Fn(i64) -> i64) -> (Arc<Store>, Handler, i64) {
+    let mut settings = Settings { memtable_bytes: 32 << 10, ..Settings::default() };
+    settings.shape.sst_bytes = 4 << 10;
+    let store = store_with(settings);
+    let mut t = create(&store, "d/t", &shape(false, &[]));
+    let mut s = session(&store);
+    let stretches = |tree| store.engine().cuts(TreeId(tree), 4).len() + 1;
+    let mut rows = 0;
+    // Writers wait for flushes, so that some are done when there are enough rows.
+    while rows < 5000 || (0..1000).map(stretches).max() < Some(3) {
+        assert!(rows < 30_000, "nothing was flushed");
+        s.statement_begin();
+        for a in rows..rows + 100 {
+            let row =
+                [V::I(a), V::I(second(a)), text(&format!("row {}", a * 7919 % 1009)), text("c"), V::Null];
+            t.insert(&mut s, &row).unwrap();
+        }
+        s.commit().unwrap();
+        rows += 100;
+    }
+    drop(s);
+    (store, t, rows)
+}
+
+#[test]
+fn an_index_is_the_same_whoever_reads_the_rows_and_a_twin_is_found_wherever_it_is() {
+    let after = shape(false, &[0, 2, 4]);
+    let (store, mut t, rows) = stretched(|a| a % 1000);
+    let mut s = session(&store);
+    let plan = t.table.plan_indexes(after.descriptor(), &kept(false, &[], &[0, 2, 4])).unwrap();
+    let built = t.cursor.build_indexes(&mut s, plan).unwrap();
+    store.set_indexes(&t.table, IMAGES, built).unwrap();
+    let mut t = open(&store, "d/t", &after);
+    let all = everything(&mut t, &mut s);
+    let compare = |key: usize| {
+        let after = &after;
+        move |a: &Vec<V>, b: &Vec<V>| {
+            after.compare_parts(key, usize::MAX, a, b).then_with(|| after.compare_parts(0, 1, a, b))
+        }
+    };
+    for (key, found) in all[1..].iter().enumerate() {
+        let mut expected = all[0].clone();
+        expected.sort_by(compare(key));
+        assert_eq!(found.len() as i64, rows);
+        assert!(*found == expected, "key {key}");
+    }
+
+    // Rows far from each other agree in what the new index wants to be unique.
+    let (store, mut t, _) = stretched(|a| a % 4999);
+    let mut s = session(&store);
+    let descriptor = Shape::new(&columns(), &[unique(&[part(0)]), unique(&[part(1)])]);
+    let plan = t.table.plan_indexes(descriptor.descriptor(), &[Some(0), None]).unwrap();
+    let Err(Error::Duplicate { key: 1 }) = t.cursor.build_indexes(&mut s, plan) else {
+        panic!("two rows have the same");
+    };
+    let mut record = descriptor.empty();
+    t.cursor.duplicate_record(&mut record).unwrap();
+    let twin = descriptor.row(&record);
+    assert!(matches!((&twin[0], &twin[1]), (V::I(a), V::I(second)) if a % 4999 == *second), "{twin:?}");
+}
+
+#[test]
+fn an_interrupted_build_ends_all_its_readers_and_can_be_tried_again() {
+    let (store, mut t, _) = stretched(|a| a / 2);
+    let after = shape(false, &[0]);
+    let plan = || t.table.plan_indexes(after.descriptor(), &[Some(0), None]).unwrap();
+    let (first, second) = (plan(), plan());
+    let mut s = store.session(Box::new(|| true));
+    let refused = t.cursor.build_indexes(&mut s, first).map(drop).expect_err("it was interrupted");
+    assert!(
+        matches!(&refused, Error::Engine(error) if error.kind() == engine::Kind::Interrupted),
+        "{refused}"
+    );
+    let mut s = session(&store);
+    let built = t.cursor.build_indexes(&mut s, second).unwrap();
+    store.set_indexes(&t.table, IMAGES, built).unwrap();
+    let mut t = open(&store, "d/t", &after);
+    assert_eq!(t.scan(&mut s, Some(1)), t.scan(&mut s, None));
 }
 
 #[test]

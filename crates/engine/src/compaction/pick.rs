@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::limits::{LEVELS, Shape};
-use crate::version::{Run, SstMeta, Version, overlapping};
+use crate::version::{Run, SstMeta, Version, cuts, overlapping};
 use crate::{Seqno, SstId, TreeId};
 
 /// What the decision is made from.
@@ -110,19 +110,7 @@ impl MergePlan {
     /// Keys at which to divide the work into at most `parts` of about equal size: part `i` has the keys from cut `i-1`
     /// (inclusive) to cut `i` (exclusive). At most `parts - 1` cuts, ascending.
     pub(crate) fn cuts(&self, parts: usize) -> Vec<Box<[u8]>> {
-        let mut starts: Vec<_> = self.inputs().map(|sst| (&sst.first_key, sst.bytes)).collect();
-        starts.sort();
-        let share = self.bytes() / parts.max(1) as u64 + 1;
-        let mut cuts: Vec<Box<[u8]>> = Vec::new();
-        let mut bytes = 0;
-        for (key, more) in starts {
-            let last_cut = cuts.last().unwrap_or(&self.first);
-            if bytes >= share * (cuts.len() as u64 + 1) && key > last_cut {
-                cuts.push(key.clone());
-            }
-            bytes += more;
-        }
-        cuts
+        cuts(self.inputs(), parts).into_iter().map(Box::from).collect()
     }
 }
 
