@@ -364,7 +364,8 @@ impl Engine {
     /// Sorts what one of `share` trees gets that are loaded at the same time; together they have the memory of a memtable.
     pub fn sorter(&self, share: usize) -> Sorter {
         let threads = self.settings.background == Background::Threads;
-        Sorter::new(Arc::clone(&self.spill), self.settings.memtable_bytes / share.max(1), threads)
+        let memory = self.store.lend(0);
+        Sorter::new(Arc::clone(&self.spill), memory, self.settings.memtable_bytes / share.max(1), threads)
     }
 
     /// Whether `tree` holds nothing, neither rows nor deletions nor what only old snapshots still see, but perhaps under its empty key.

@@ -15,6 +15,7 @@ use std::cmp::Ordering;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use crate::cache::Loan;
 use crate::{Error, Kind, Result};
 
 use buffer::{Buffer, prefix_of};
@@ -39,6 +40,9 @@ pub struct Sorter {
     /// A buffer on its way to the disk, with all runs.
     spilling: Option<JoinHandle<Spilled>>,
     threads: bool,
+    memory: Loan,
+    /// Bytes of the buffer that `memory` covers.
+    lent: usize,
 }
 
 struct Spilled {
@@ -47,7 +51,8 @@ struct Spilled {
 }
 
 impl Sorter {
-    pub(crate) fn new(space: Arc<SpillSpace>, memory_bytes: usize, threads: bool) -> Self {
+    /// `memory`, which covers nothing yet, grows with what it holds.
+    pub(crate) fn new(space: Arc<SpillSpace>, memory: Loan, memory_bytes: usize, threads: bool) -> Self {
         // With a second thread two buffers are in use at the same time.
         let room = if threads { memory_bytes / 2 } else { memory_bytes };
         Self {
@@ -58,6 +63,8 @@ impl Sorter {
             runs: Vec::new(),
             spilling: None,
             threads,
+            memory,
+            lent: 0,
         }
     }
 
@@ -69,6 +76,10 @@ impl Sorter {
             self.spill()?;
         }
         self.buffer.push(key, value);
+        if self.buffer.reserved_bytes() > self.lent {
+            self.lent = self.buffer.reserved_bytes();
+            self.memory.at_least(self.lent);
+        }
         Ok(())
     }
 
@@ -111,11 +122,14 @@ impl Sorter {
         if buffer.len() > 0 {
             sources.push(Source::Memory { buffer, at: 0 });
         }
-        Ok(Sorted::new(sources))
+        Ok(Sorted::new(sources, vec![self.memory]))
     }
 
     fn spill(&mut self) -> Result<()> {
         self.await_spill()?;
+        if self.threads {
+            self.memory.at_least(2 * self.lent);
+        }
         let mut buffer = std::mem::replace(&mut self.buffer, std::mem::take(&mut self.spare));
         let (space, mut runs) = (Arc::clone(&self.space), std::mem::take(&mut self.runs));
         let work = move || {
@@ -165,7 +179,7 @@ fn merge(space: &SpillSpace, runs: Vec<Run>) -> Result<Run> {
     for run in runs {
         sources.extend(RunReader::open(run)?.map(Source::Run));
     }
-    let mut sorted = Sorted::new(sources);
+    let mut sorted = Sorted::new(sources, Vec::new());
     Run::write(space, |run| {
         while sorted.next()? {
             run.push(sorted.key(), sorted.value())?;
@@ -182,6 +196,8 @@ pub struct Sorted {
     started: bool,
     before: Vec<u8>,
     repeats: bool,
+    /// Of the sorters that it came from.
+    memory: Vec<Loan>,
 }
 
 #[derive(Clone, Copy)]
@@ -217,14 +233,19 @@ impl Source {
 impl Sorted {
     /// What several sorters had, as if one had got all of it: of equal keys, those of earlier parts come first. `parts` are not begun.
     pub fn join(parts: Vec<Self>) -> Self {
-        Self::new(parts.into_iter().flat_map(|part| part.sources).collect())
+        let (mut sources, mut memory) = (Vec::new(), Vec::new());
+        for part in parts {
+            sources.extend(part.sources);
+            memory.extend(part.memory);
+        }
+        Self::new(sources, memory)
     }
 
     /// Each source stands on its first entry; of equal entries the earlier source's comes first.
-    fn new(sources: Vec<Source>) -> Self {
+    fn new(sources: Vec<Source>, memory: Vec<Loan>) -> Self {
         let heads = sources.iter().enumerate();
         let heads = heads.map(|(source, of)| Head { prefix: prefix_of(of.entry().0), source }).collect();
-        let mut sorted = Self { sources, heads, started: false, before: Vec::new(), repeats: false };
+        let mut sorted = Self { sources, heads, started: false, before: Vec::new(), repeats: false, memory };
         for at in (0..sorted.heads.len() / 2).rev() {
             sorted.sink(at);
         }

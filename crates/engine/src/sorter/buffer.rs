@@ -79,6 +79,10 @@ impl Buffer {
     pub(super) fn bytes(&self) -> usize {
         self.records.len() + self.places.len() * size_of::<Place>()
     }
+    /// With what it holds for entries to come.
+    pub(super) fn reserved_bytes(&self) -> usize {
+        self.records.capacity() + self.places.capacity() * size_of::<Place>()
+    }
     /// Strictly.
     pub(super) fn ascends(&self) -> bool {
         !self.descends

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
+use crate::cache::BlockCache;
 use crate::disk::{Disk, DiskError, DiskFile, SimDisk};
 
 type Entries = Vec<(Vec<u8>, Vec<u8>)>;
@@ -13,8 +14,12 @@ fn space() -> Arc<SpillSpace> {
     SpillSpace::open(Arc::new(SimDisk::new(1))).unwrap()
 }
 
+fn memory() -> Loan {
+    BlockCache::new(0).lend(0)
+}
+
 fn sorter(memory_bytes: usize, threads: bool) -> Sorter {
-    Sorter::new(space(), memory_bytes, threads)
+    Sorter::new(space(), memory(), memory_bytes, threads)
 }
 
 fn read(mut sorted: Sorted) -> Result<(Entries, Vec<bool>)> {
@@ -53,6 +58,44 @@ proptest! {
         }
         prop_assert_eq!(got, expected);
     }
+}
+
+#[test]
+fn what_it_has_in_memory_is_borrowed_for_as_long_as_it_has_it() {
+    const ROOM: usize = 100_000;
+    let cache = BlockCache::new(10 * ROOM);
+    for threads in [false, true] {
+        let mut sorters = [1u8, 2].map(|_| Sorter::new(space(), cache.lend(0), ROOM, threads));
+        assert_eq!(cache.status().lent, 0);
+        let mut held = 0;
+        for n in 0..4000u64 {
+            sorters
+                .iter_mut()
+                .for_each(|sorter| sorter.push(&(n * 7919 % 4001).to_be_bytes(), &[0; 100]).unwrap());
+            held = sorters.iter().map(Sorter::bytes).sum();
+            assert!(cache.status().lent >= held as u64, "{n}");
+        }
+        // Vectors double, and with a second thread there are two.
+        assert!(held > 0 && cache.status().lent <= 2 * 4 * ROOM as u64, "{}", cache.status().lent);
+        let mut sorted = Sorted::join(sorters.map(|sorter| sorter.finish().unwrap()).into());
+        assert!(sorted.next().unwrap() && cache.status().lent > 0);
+        drop(sorted);
+        assert_eq!(cache.status().lent, 0);
+    }
+}
+
+#[test]
+fn parts_of_several_sorters_are_joined_to_what_one_would_give() {
+    let (mut one, mut parts) = (sorter(700, false), [1, 2, 3].map(|_| sorter(300, true)));
+    for n in 0..300u32 {
+        // Equal keys come from different parts.
+        let (key, value) = ((n * 7 % 50).to_be_bytes(), n.to_be_bytes());
+        one.push(&key, &value).unwrap();
+        parts[n as usize / 100].push(&key, &value).unwrap();
+    }
+    let joined = Sorted::join(parts.map(|part| part.finish().unwrap()).into());
+    assert_eq!(read(joined).unwrap(), read(one.finish().unwrap()).unwrap());
+    assert_eq!(read(Sorted::join(Vec::new())).unwrap(), (vec![], vec![]));
 }
 
 #[test]
@@ -108,7 +151,7 @@ fn more_runs_than_are_merged_at_once_keep_equal_keys_in_order() {
 fn a_full_disk_is_named() {
     let disk = SimDisk::new(1);
     disk.limit(100);
-    let mut sorter = Sorter::new(SpillSpace::open(Arc::new(disk)).unwrap(), 10_000, false);
+    let mut sorter = Sorter::new(SpillSpace::open(Arc::new(disk)).unwrap(), memory(), 10_000, false);
     let mut result = Ok(());
     for n in 0..1000u32 {
         result = sorter.push(&n.reverse_bits().to_be_bytes(), &n.wrapping_mul(0x9E37_79B9).to_be_bytes());
@@ -127,7 +170,7 @@ fn no_file_has_a_name_and_a_crash_s_are_removed() {
     disk.create("sort/0").unwrap();
     let space = SpillSpace::open(Arc::new(disk.clone())).unwrap();
     assert_eq!(disk.list("sort").unwrap(), [""; 0]);
-    let mut sorter = Sorter::new(space, 1, false);
+    let mut sorter = Sorter::new(space, memory(), 1, false);
     sorter.push(b"b", b"").unwrap();
     sorter.push(b"a", b"").unwrap();
     assert_eq!(sorter.runs.len(), 1);
@@ -185,7 +228,7 @@ impl DiskFile for RottenFile {
 #[test]
 fn rot_is_found_by_whoever_reads() {
     let space = SpillSpace::open(Arc::new(Rotten(SimDisk::new(1)))).unwrap();
-    let mut sorter = Sorter::new(space, 1, false);
+    let mut sorter = Sorter::new(space, memory(), 1, false);
     sorter.push(b"b", b"x").unwrap();
     sorter.push(b"a", b"y").unwrap();
     let error = sorter.finish().and_then(read).expect_err("a bit is wrong");
