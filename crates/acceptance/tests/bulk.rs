@@ -330,6 +330,15 @@ fn tables_are_altered_as_innodb_alters_them() {
         let Answer::Refused { code: 1846, message } = answer else { panic!("{alter}: {answer:?}") };
         assert!(message.contains(why), "{alter}: {message}");
     }
+    for alter in ["ADD INDEX i_more (amount)", "DROP INDEX i_deutsch"] {
+        let alter = format!("ALTER TABLE t {alter}, ALGORITHM=INSTANT");
+        let (ours, theirs) = (ask(&mut both.ours, &alter), ask(&mut both.theirs, &alter));
+        for answer in [ours, theirs] {
+            let Answer::Refused { code: 1845 | 1846, message } = answer else { panic!("{alter}: {answer:?}") };
+            assert!(message.contains("Try ALGORITHM=NOCOPY"), "{alter}: {message}");
+        }
+    }
+    both.done("ALTER TABLE t ADD INDEX i_more (amount), ALGORITHM=NOCOPY, LOCK=SHARED");
     both.compare("t");
     both.done("CREATE TABLE empty (id INT PRIMARY KEY, code INT, KEY (code))");
     both.done("ALTER TABLE empty ADD INDEX (id, code)");

@@ -1048,7 +1048,8 @@ enum_alter_inplace_result ha_cistern::check_if_supported_inplace_alter(TABLE *al
                                  alter->ignore ? "IGNORE leaves out rows" : "CISTERN builds no indexes in place for this kind of table");
   if (!cistern_indexes_possible(opened, Shape(altered).get(), kept_indexes(table, altered, alter).data()))
     return refuse_inplace(alter, "the stored rows would change");
-  return HA_ALTER_INPLACE_SHARED_LOCK;
+  /* No copy of the rows, but not instant either; nobody writes meanwhile. */
+  return HA_ALTER_INPLACE_NOCOPY_LOCK;
 }
 
 /* From the building of indexes to the commit. */
