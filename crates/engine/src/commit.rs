@@ -334,18 +334,11 @@ impl Commits {
     }
 
     /// The commit is in its memtable and handed to the wal. `false`: one before it is not.
-    fn note_applied(&self, seqno: Seqno, mut end: WalPosition) -> bool {
+    fn note_applied(&self, seqno: Seqno, end: WalPosition) -> bool {
         let mut order = self.order.lock();
-        if seqno.0 != order.applied + 1 {
-            order.ahead.insert(seqno.0, end);
-            return false;
-        }
-        order.applied = seqno.0;
-        while let Some(next) = order.take_next() {
-            (order.applied, end) = next;
-        }
+        let Some((applied, end)) = order.note(seqno.0, end) else { return false };
         self.applied_end.store(end.0, Ordering::Release);
-        self.applied.store(order.applied, Ordering::Release);
+        self.applied.store(applied, Ordering::Release);
         true
     }
 
@@ -433,9 +426,19 @@ impl Commits {
 }
 
 impl Order {
-    fn take_next(&mut self) -> Option<(u64, WalPosition)> {
-        let next = self.applied + 1;
-        self.ahead.remove(&next).map(|end| (next, end))
+    /// The commit `seqno`, whose record ends at `end`, is applied: up to which one all are now, and the end of its record. `None`: one before
+    /// it is not.
+    fn note(&mut self, seqno: u64, end: WalPosition) -> Option<(u64, WalPosition)> {
+        if seqno != self.applied + 1 {
+            self.ahead.insert(seqno, end);
+            return None;
+        }
+        let mut newest = (seqno, end);
+        while let Some(end) = self.ahead.remove(&(newest.0 + 1)) {
+            newest = (newest.0 + 1, end);
+        }
+        self.applied = newest.0;
+        Some(newest)
     }
 }
 
@@ -516,5 +519,61 @@ pub(crate) fn named_tree(key: &[u8], value: &[u8]) -> TreeId {
     match <[u8; 4]>::try_from(value) {
         Ok(value) if tree == OWN_TREE.0 && key == NEXT_TREE => TreeId(u32::from_be_bytes(value)),
         _ => TreeId(tree.saturating_add(1)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wal::{Stream, WalLimits};
+    use crate::{BranchId, Epoch, SimDisk};
+
+    #[test]
+    fn in_whatever_order_commits_come_none_counts_before_those_before_it() {
+        for seed in 1..200_u64 {
+            let mut dice = seed;
+            let mut left: Vec<u64> = (6..36).collect();
+            let mut come = BTreeSet::new();
+            let mut order = Order { applied: 5, ahead: BTreeMap::new() };
+            while !left.is_empty() {
+                dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                let seqno = left.remove((dice >> 33) as usize % left.len().min(8));
+                come.insert(seqno);
+                let all_before = (6..seqno).all(|before| come.contains(&before));
+                let newest = (6..).take_while(|seqno| come.contains(seqno)).last();
+                let expected =
+                    newest.filter(|_| all_before).map(|newest| (newest, WalPosition(newest * 100)));
+                assert_eq!(
+                    order.note(seqno, WalPosition(seqno * 100)),
+                    expected,
+                    "seed {seed}, commit {seqno}"
+                );
+            }
+            assert!(order.ahead.is_empty());
+        }
+    }
+
+    #[test]
+    fn who_reads_what_is_applied_never_waits_for_an_earlier_end() {
+        const LAST: Seqno = Seqno(300_000);
+        let stream = Stream::new(BranchId([5; 16]), Epoch(1));
+        let wal = Wal::create(Arc::new(SimDisk::new(1)), stream, WalPosition(0), WalLimits::default())
+            .expect("there is room");
+        let tables = VecDeque::from([Table::new()]);
+        let commits =
+            Commits::new(Arc::new(wal), tables, Arc::default(), BTreeSet::new(), Seqno(0), TreeId(1));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                (1..=LAST.0).for_each(|seqno| {
+                    assert!(commits.note_applied(Seqno(seqno), WalPosition(seqno * 100)), "in order");
+                });
+            });
+            let mut at = Seqno(0);
+            while at < LAST {
+                at = commits.applied();
+                let end = commits.not_yet_visible(at).map_or(WalPosition(0), |seen| seen.end);
+                assert!(end >= WalPosition(at.0 * 100), "{at:?} ends behind {end:?}");
+            }
+        });
     }
 }

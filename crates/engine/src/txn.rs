@@ -400,12 +400,11 @@ impl Txn {
         }
     }
 
-    fn changed_since_snapshot(&mut self) -> Result<bool> {
+    /// Of a key that is locked: nobody changes it now, and what changed it before was applied when the lock was noted.
+    fn changed_since_snapshot(&self) -> Result<bool> {
         let checked = self.detects_conflicts && self.isolation == Isolation::RepeatableRead;
-        let applied = self.engine.applied();
         match self.snapshot.filter(|_| checked) {
-            Some(snapshot) if snapshot != applied => {
-                note_seen(&self.engine, &mut self.seen, applied);
+            Some(snapshot) if snapshot != self.engine.applied() => {
                 self.engine.view().changed_since(&self.engine.store, &self.key, snapshot)
             }
             _ => Ok(false),

@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use bucket::{Bucket, MemoryBucket};
 use engine::{
-    Cursor, Disk, DiskError, DiskFault, DiskFile, Engine, Isolation, Kind, LockMode, LockWait, Parts, ReadAs,
-    Result, Seqno, Settings, SimDisk, SystemClock, TreeId, Txn,
+    Cursor, Disk, DiskError, DiskFault, DiskFile, Engine, Isolation, Kind, Loaded, LockMode, LockWait, Parts,
+    ReadAs, Result, Seqno, Settings, SimDisk, SystemClock, TreeId, Txn,
 };
 use parking_lot::{Condvar, Mutex};
 
 const TREE: TreeId = TreeId(7);
+const OTHER: TreeId = TreeId(8);
 const LONG: LockWait<'static> = LockWait { timeout: Duration::from_secs(50), interrupted: &|| false };
 
 /// Holds up the syncs of the wal.
@@ -156,10 +157,20 @@ fn lock(txn: &mut Txn, key: &str) -> Result<()> {
 }
 
 fn put(engine: &Arc<Engine>, key: &str, value: &str) -> Result<Seqno> {
+    put_in(engine, TREE, key, value)
+}
+
+fn put_in(engine: &Arc<Engine>, tree: TreeId, key: &str, value: &str) -> Result<Seqno> {
     let mut txn = engine.begin();
-    lock(&mut txn, key)?;
-    txn.put(TREE, key.as_bytes(), value.as_bytes())?;
+    txn.lock(tree, key.as_bytes(), LockMode::Exclusive, &LONG)?;
+    txn.put(tree, key.as_bytes(), value.as_bytes())?;
     txn.commit()
+}
+
+fn loaded(engine: &Arc<Engine>) -> Loaded {
+    let mut load = engine.load(OTHER).expect("nothing is there");
+    load.put(b"a", b"loaded").expect("ascends");
+    load.finish().expect("the bucket answers")
 }
 
 /// Something that goes on in a thread.
@@ -196,6 +207,9 @@ impl<T> Task<'_, T> {
 fn a_row_is_free_before_the_sync_and_nobody_is_told_of_it_before() {
     let (engine, gate) = open_fresh(1 << 20);
     put(&engine, "a", "0").expect("commits");
+    let mut too_late = engine.begin();
+    too_late.add_loaded(loaded(&engine)).expect("nothing is there");
+    put_in(&engine, OTHER, "b", "not by the load").expect("commits");
     let mut old = engine.begin();
     assert_eq!(get(&mut old, "a", ReadAs::Snapshot).as_deref(), Some("0"));
     gate.close();
@@ -237,6 +251,16 @@ fn a_row_is_free_before_the_sync_and_nobody_is_told_of_it_before() {
             }
             start(scope, move || txn.commit())
         });
+        let settles = start(scope, || {
+            let mut txn = engine.begin();
+            assert_eq!(get(&mut txn, "a", ReadAs::Newest).as_deref(), Some("2"));
+            txn.commit_and(|settled| assert!(settled.is_ok()))
+        });
+        let fails = start(scope, || {
+            lock(&mut too_late, "a").expect("free");
+            too_late.commit().expect_err("its tree was written to").kind()
+        });
+        let reads = start(scope, || get(&mut engine.begin(), "a", ReadAs::Newest));
         let scans = start(scope, || {
             let mut txn = engine.begin();
             let mut cursor = Cursor::new(&engine);
@@ -248,6 +272,9 @@ fn a_row_is_free_before_the_sync_and_nobody_is_told_of_it_before() {
         });
         read_only.waits();
         refused.waits();
+        settles.waits();
+        fails.waits();
+        reads.waits();
         scans.waits();
         reads_on.iter().for_each(Task::waits);
         first.waits();
@@ -257,12 +284,84 @@ fn a_row_is_free_before_the_sync_and_nobody_is_told_of_it_before() {
         assert!(first < second);
         assert_eq!(read_only.ends().expect("commits").as_deref(), Some("2"));
         assert_eq!(refused.ends().expect("locks").as_deref(), Some("2"));
+        assert!(settles.ends().expect("commits") >= second);
+        assert_eq!(fails.ends(), Kind::BadRequest);
+        assert_eq!(reads.ends().as_deref(), Some("2"));
         assert_eq!(scans.ends(), b"2");
         for reads_on in reads_on {
             assert!(reads_on.ends().expect("commits") >= second);
         }
         assert_eq!(get(&mut engine.begin(), "a", ReadAs::Snapshot).as_deref(), Some("2"));
     });
+}
+
+#[test]
+fn a_snapshot_that_shows_more_than_the_lock_did_is_waited_for() {
+    let (engine, gate) = open_fresh(1 << 20);
+    put(&engine, "a", "0").expect("commits");
+    gate.close();
+    std::thread::scope(|scope| {
+        let first = start(scope, || put(&engine, "a", "1"));
+        gate.wait_for_a_sync();
+        let mut reader = engine.begin();
+        lock(&mut reader, "b").expect("free");
+        let second = start(scope, || put(&engine, "a", "2"));
+        // Its end would wait for the sync.
+        let mut watcher = engine.begin();
+        while get(&mut watcher, "a", ReadAs::Newest).as_deref() != Some("2") {
+            std::thread::yield_now();
+        }
+        assert_eq!(get(&mut reader, "a", ReadAs::Snapshot).as_deref(), Some("2"));
+        let reader = start(scope, move || reader.commit());
+        gate.let_one_pass();
+        first.ends().expect("its sync passed");
+        gate.wait_for_a_sync();
+        reader.waits();
+        second.waits();
+        gate.open();
+        let second = second.ends().expect("commits");
+        assert!(reader.ends().expect("commits") >= second);
+    });
+}
+
+/// What all readers are to see in one step changes after the sync; nobody may act on the rows before.
+#[test]
+fn who_drops_or_loads_a_tree_or_is_to_settle_keeps_the_locks_over_the_sync() {
+    let ends: [fn(&mut Txn, Loaded) -> Result<Seqno>; 3] = [
+        |txn, _| {
+            txn.drop_tree(OTHER);
+            txn.commit()
+        },
+        |txn, loaded| {
+            txn.add_loaded(loaded)?;
+            txn.commit()
+        },
+        |txn, _| txn.commit_and(|settled| assert!(settled.is_ok())),
+    ];
+    for (number, end) in ends.into_iter().enumerate() {
+        let (engine, gate) = open_fresh(1 << 20);
+        put(&engine, "a", "0").expect("commits");
+        let loaded = loaded(&engine);
+        gate.close();
+        std::thread::scope(|scope| {
+            let first = start(scope, || {
+                let mut txn = engine.begin();
+                lock(&mut txn, "a")?;
+                txn.put(TREE, b"a", b"1")?;
+                end(&mut txn, loaded)
+            });
+            gate.wait_for_a_sync();
+            let early = engine
+                .begin()
+                .lock(TREE, b"a", LockMode::Exclusive, &LockWait::NOT_AT_ALL)
+                .map_err(|e| e.kind());
+            first.waits();
+            gate.open();
+            assert_eq!(early, Err(Kind::LockTimeout), "end {number} gave its locks back before the sync");
+            first.ends().expect("commits");
+        });
+        lock(&mut engine.begin(), "a").expect("free");
+    }
 }
 
 #[test]
@@ -396,6 +495,10 @@ fn run_transaction(
             }
             written.insert(key, value);
         }
+    }
+    if !written.is_empty() && random(dice, 8) == 0 {
+        // Takes long to be applied, and later commits are there before it.
+        txn.put(OTHER, stamp.as_bytes(), &[b'x'; 200_000])?;
     }
     let seqno = txn.commit()?.0;
     last.fetch_max(seqno, Ordering::SeqCst);
