@@ -18,6 +18,8 @@ pub(super) struct Turns {
 
 struct Lead {
     leading: bool,
+    /// Whether somebody may sleep on the word of that number: a commit alone wakes nobody.
+    sleepers: [bool; 2],
     /// The last group that was taken, and where it ends.
     group: u32,
     taken: u64,
@@ -33,7 +35,7 @@ pub(super) struct Leader<'a> {
 impl Turns {
     pub(super) fn new(start: u64) -> Self {
         Self {
-            lead: Mutex::new(Lead { leading: false, group: 0, taken: start }),
+            lead: Mutex::new(Lead { leading: false, sleepers: [false; 2], group: 0, taken: start }),
             words: [AtomicU32::new(0), AtomicU32::new(0)],
         }
     }
@@ -49,17 +51,20 @@ impl Turns {
             lead.leading = true;
             return Some(Leader { turns: self, last: false });
         }
-        let word = self.word(if end <= lead.taken { lead.group } else { lead.group.wrapping_add(1) });
+        let number = word_of(if end <= lead.taken { lead.group } else { lead.group.wrapping_add(1) });
+        let word = &self.words[number];
         let seen = word.load(Ordering::Acquire);
+        lead.sleepers[number] = true;
         drop(lead);
         // Whether it slept, was interrupted or found another value: the caller looks again.
         _ = futex::wait(word, futex::Flags::PRIVATE, seen, None);
         None
     }
+}
 
-    fn word(&self, group: u32) -> &AtomicU32 {
-        &self.words[group as usize % 2]
-    }
+/// The number of the word that they sleep on who wait for `group`.
+fn word_of(group: u32) -> usize {
+    group as usize % 2
 }
 
 impl Leader<'_> {
@@ -75,13 +80,19 @@ impl Drop for Leader<'_> {
     fn drop(&mut self) {
         let mut lead = self.turns.lead.lock();
         lead.leading = false;
-        let (this, next) = (self.turns.word(lead.group), self.turns.word(lead.group.wrapping_add(1)));
-        this.fetch_add(1, Ordering::Release);
-        next.fetch_add(1, Ordering::Release);
+        let (this, next) = (word_of(lead.group), word_of(lead.group.wrapping_add(1)));
+        let [of_this, of_next] = [this, next].map(|number| {
+            self.turns.words[number].fetch_add(1, Ordering::Release);
+            lead.sleepers[number]
+        });
+        lead.sleepers[this] = false;
         drop(lead);
         // The disk is idle until the heir is awake, so it comes first. A wake can only fail for an address that is not ours.
         let heirs = if self.last || std::thread::panicking() { i32::MAX as u32 } else { 1 };
-        _ = futex::wake(next, futex::Flags::PRIVATE, heirs);
-        _ = futex::wake(this, futex::Flags::PRIVATE, i32::MAX as u32);
+        for (number, sleep, woken) in [(next, of_next, heirs), (this, of_this, i32::MAX as u32)] {
+            if sleep {
+                _ = futex::wake(&self.turns.words[number], futex::Flags::PRIVATE, woken);
+            }
+        }
     }
 }
