@@ -147,8 +147,8 @@ fn main() -> Result<()> {
     trees(&report)
 }
 
-/// What a row of a scan costs a transaction, by where the rows are. To count instead of timing (each round of a scan walks over
-/// its 100,000 rows twice):
+/// What a row of a scan costs a transaction, by where the rows are. To count instead of timing: what two rounds take more than one
+/// (the first walk reads blocks), over 200,000 rows.
 ///
 /// ```console
 /// $ valgrind --tool=callgrind --toggle-collect='*Walk::rows*' target/release/bench-micro "cursor: scan forward, four" 1

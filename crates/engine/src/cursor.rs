@@ -240,6 +240,7 @@ impl Cursor {
     /// Lets go of the data it reads from. A cursor that stays open keeps old data in memory and in the bucket.
     pub fn close(&mut self) {
         self.place = Place::Nothing;
+        self.merge.charge();
         self.merge.clear();
         self.open = None;
     }
@@ -282,6 +283,7 @@ impl Cursor {
 
     fn collect_sources(&mut self, txn: &Txn) -> Result<()> {
         self.place = Place::Nothing;
+        self.merge.charge();
         self.merge.clear();
         let open = self.open.as_ref().expect("a cursor collects sources while it is open");
         self.merge.add(AnySource::WriteSet(txn.writes.iter_tree(open.tree)));
@@ -339,6 +341,7 @@ impl Cursor {
                     merge.look_ahead(if within.on { &within.end } else { &open.end });
                     return Ok(true);
                 }
+                merge.waste_one();
                 merge.pass_key()?;
                 unseen = 0;
                 continue;

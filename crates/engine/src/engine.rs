@@ -462,6 +462,7 @@ impl Engine {
             ("compactions", count(&self.counters.compactions)),
             ("compacted_bytes_read", count(&self.counters.compacted_bytes_read)),
             ("compacted_bytes_written", count(&self.counters.compacted_bytes_written)),
+            ("read_steps_in_vain", version.ssts().map(|(_, sst)| sst.opened.wasted()).sum()),
             ("l0_runs", version.l0.len() as u64),
             ("ssts", version.ssts().count() as u64),
             ("sst_bytes", version.ssts().map(|(_, sst)| sst.bytes).sum()),

@@ -23,6 +23,8 @@ pub const CHUNK_BYTES: usize = 128 * 1024;
 pub const LEVEL_BASE_BYTES: u64 = 256 << 20;
 /// L0 runs at which writers are made to wait for compaction altogether.
 pub const L0_RUNS_STOP: usize = 24;
+/// Bytes that a merge reads and writes in the time that a reader's step takes: 100 to 150 MB a second, and 100 ns.
+pub const BYTES_A_STEP: u64 = 16;
 
 /// Bytes of the wal in a segment file, which is 16 MiB long with its header: whole blocks. One is made ahead and up to four are kept as
 /// spares, so an idle server holds six on disk.
@@ -44,6 +46,8 @@ pub struct Shape {
     pub l0_runs: usize,
     /// See [`L0_RUNS_STOP`].
     pub l0_runs_stop: usize,
+    /// See [`BYTES_A_STEP`].
+    pub bytes_a_step: u64,
     /// Length of a segment file of the wal.
     pub wal_segment_bytes: u64,
     /// Bytes of wal after which a slice is cut.
@@ -58,6 +62,7 @@ impl Default for Shape {
             level_ratio: LEVEL_RATIO,
             l0_runs: L0_RUNS,
             l0_runs_stop: L0_RUNS_STOP,
+            bytes_a_step: BYTES_A_STEP,
             wal_segment_bytes: WAL_SEGMENT_BYTES,
             wal_slice_bytes: WAL_SLICE_BYTES,
         }

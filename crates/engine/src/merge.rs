@@ -13,7 +13,7 @@ use std::cmp::Ordering;
 
 use crate::first_part::Probe;
 use crate::memtable::MemtableIter;
-use crate::source::{Source, Standing, Way, pass_by_steps};
+use crate::source::{Glided, Source, Standing, Way, pass_by_steps};
 use crate::sst::LevelIter;
 use crate::writeset::WriteSetIter;
 use crate::{OpKind, Result, Seqno};
@@ -51,6 +51,8 @@ pub struct Merge<S> {
     stays: i32,
     /// The source whose look ahead was the last one that was worth it.
     glider: usize,
+    /// Steps in vain that no sst was charged with yet; see [`Merge::charge`].
+    wasted: usize,
     /// The key that the merge stands on and a zero byte, while sources are brought to it.
     key: Vec<u8>,
 }
@@ -65,6 +67,7 @@ impl<S> Default for Merge<S> {
             free: 0,
             stays: 0,
             glider: NO_SOURCE,
+            wasted: 0,
             key: Vec::new(),
         }
     }
@@ -82,6 +85,11 @@ impl<S: Source> Merge<S> {
         self.sources.push(source);
         self.standings.push(Standing::NOWHERE);
         self.order.clear();
+    }
+
+    /// The source added last.
+    pub(crate) fn last_mut(&mut self) -> Option<&mut S> {
+        self.sources.last_mut()
     }
 
     /// Lets go of all sources and keeps the memory for others.
@@ -122,6 +130,14 @@ impl<S: Source> Merge<S> {
         self.order.first().map(|&first| &self.standings[first])
     }
 
+    /// The version that it stands on is of no use to the reader.
+    #[inline]
+    pub(crate) fn waste_one(&mut self) {
+        if let Some(&first) = self.order.first() {
+            self.sources[first].waste(1);
+        }
+    }
+
     /// One step in the direction of travel.
     #[inline]
     fn step(&mut self) -> Result<()> {
@@ -135,9 +151,13 @@ impl<S: Source> Merge<S> {
     #[inline]
     fn step_over_key(&mut self) -> Result<()> {
         let first = *self.order.first().expect("a merge that stands on nothing was moved");
-        let mut same = 1;
-        while self.order.get(same).is_some_and(|&other| self.compare_keys(first, other) == Ordering::Equal) {
-            same += 1;
+        let head = self.standings[first].head;
+        let is_same = |&other: &usize| {
+            self.standings[other].head == head && self.compare_keys(first, other) == Ordering::Equal
+        };
+        let same = 1 + self.order[1..].iter().take_while(|other| is_same(other)).count();
+        if same > 1 {
+            self.sources[first].waste(same - 1);
         }
         // From the last one on, so that what is behind the one that moves is sorted.
         for at in (0..same).rev() {
@@ -162,9 +182,17 @@ impl<S: Source> Merge<S> {
                 return Err(error);
             }
         }
+        let head = self.standings[moving].head;
         let mut place = at;
-        while place + 1 < self.order.len() && self.is_before(self.order[place + 1], moving) {
-            self.order[place] = self.order[place + 1];
+        while let Some(&other) = self.order.get(place + 1) {
+            let before = match self.standings[other].head.cmp(&head) {
+                Ordering::Equal => self.is_before(other, moving),
+                unequal => (unequal == Ordering::Less) == self.ahead,
+            };
+            if !before {
+                break;
+            }
+            self.order[place] = other;
             place += 1;
         }
         self.order[place] = moving;
@@ -214,12 +242,15 @@ impl<S: Source> Merge<S> {
         }
         let first = self.order[0];
         let source = &mut self.sources[first];
-        let (steps, found) = source.glide(self.free, at, passing);
-        self.free -= steps;
+        let glided = source.glide(self.free, at, passing);
+        self.free -= glided.steps;
+        if glided.dead > 0 {
+            source.waste(glided.dead);
+        }
         if self.free == 0 {
             self.standings[first] = source.standing();
         }
-        found
+        glided.found
     }
 
     fn stop_gliding(&mut self) {
@@ -321,6 +352,16 @@ impl<S: Source> Merge<S> {
 }
 
 impl Merge<AnySource> {
+    /// Before its sources go: what was wasted on few steps is kept until it is many, and whose turn it is then pays for all. So
+    /// small readers charge seldom, and each sst in proportion.
+    pub(crate) fn charge(&mut self) {
+        for source in &mut self.sources {
+            if let AnySource::Level(run) = source {
+                self.wasted = run.charge(self.wasted);
+            }
+        }
+    }
+
     /// As [`Source::seek`], but runs that hold no key of `probe` are left out until the next seek or turn. `key` starts with the
     /// probe's prefix, and nobody asks for what comes after the last key that does.
     pub(crate) fn seek_within(&mut self, key: &[u8], seqno: Seqno, probe: &Probe<'_>) -> Result<()> {
@@ -481,8 +522,12 @@ impl Source for AnySource {
         whichever!(self, it => it.glide_step())
     }
     #[inline]
-    fn glide(&mut self, most: usize, at: Seqno, passing: &mut bool) -> (usize, bool) {
+    fn glide(&mut self, most: usize, at: Seqno, passing: &mut bool) -> Glided {
         whichever!(self, it => it.glide(most, at, passing))
+    }
+    #[inline]
+    fn waste(&mut self, steps: usize) {
+        whichever!(self, it => it.waste(steps));
     }
 }
 

@@ -76,22 +76,38 @@ pub trait Source {
         unreachable!("steps_before counted nothing")
     }
     /// At most `most` of those steps, until one leads to a put that a reader at `at` sees; `passing`: older versions of
-    /// the key that it stands on are of no interest, and afterwards the same of where it stands then. Returns how many
-    /// it took, and whether it found a put.
+    /// the key that it stands on are of no interest, and afterwards the same of where it stands then.
     #[inline]
-    fn glide(&mut self, most: usize, at: Seqno, passing: &mut bool) -> (usize, bool) {
-        for step in 1..=most {
+    fn glide(&mut self, most: usize, at: Seqno, passing: &mut bool) -> Glided {
+        let mut dead = 0;
+        for steps in 1..=most {
             *passing &= self.glide_step();
-            if *passing || !sees(at, self.seqno()) {
+            if !*passing && !sees(at, self.seqno()) {
                 continue;
             }
-            *passing = true;
-            if self.kind() == OpKind::Put {
-                return (step, true);
+            if !*passing && self.kind() == OpKind::Put {
+                *passing = true;
+                return Glided { steps, found: true, dead };
             }
+            *passing = true;
+            dead += 1;
         }
-        (most, false)
+        Glided { steps: most, found: false, dead }
     }
+    /// Notes steps that a reader took in vain and that a merge of this source with others would spare the next one.
+    #[inline]
+    fn waste(&mut self, _steps: usize) {}
+}
+
+/// How [`Source::glide`] went.
+#[derive(Clone, Copy, Debug)]
+pub struct Glided {
+    /// Steps taken.
+    pub(crate) steps: usize,
+    /// Whether the last one led to a put.
+    pub(crate) found: bool,
+    /// How many led to deletions and to older versions than one that the reader sees.
+    pub(crate) dead: usize,
 }
 
 /// The seqno of own writes.

@@ -635,6 +635,13 @@ impl ByteSource {
 #[derive(Clone, Default)]
 pub struct OpenSst(OnceLock<Arc<Sst>>);
 
+impl OpenSst {
+    /// What readers took in vain for it, in steps.
+    pub(crate) fn wasted(&self) -> u64 {
+        self.0.get().map_or(0, |sst| sst.wasted())
+    }
+}
+
 impl PartialEq for OpenSst {
     fn eq(&self, _: &Self) -> bool {
         true

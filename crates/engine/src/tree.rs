@@ -124,8 +124,11 @@ impl Tree {
     ) -> Result<Option<Begun>> {
         let mut state = self.state.lock();
         let dropped: BTreeSet<TreeId> = state.dropped.keys().copied().collect();
+        let wasted = state.version.ssts().map(|(_, sst)| (sst.id, sst.opened.wasted()));
+        let wasted: BTreeMap<SstId, u64> = wasted.filter(|(_, steps)| *steps > 0).collect();
         let view = TreeView {
             version: &state.version,
+            wasted: &wasted,
             running: &state.running,
             dropped: &dropped,
             oldest_snapshot,

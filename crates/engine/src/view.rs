@@ -111,6 +111,9 @@ impl View {
             let to = run.partition_point(|meta| *meta.first_key < end[..]);
             if from < to {
                 let part: Run = if to - from == run.len() { Arc::clone(run) } else { run[from..to].into() };
+                if let Some(AnySource::Level(above)) = merge.last_mut() {
+                    above.cover();
+                }
                 merge.add(AnySource::Level(LevelIter::new(Arc::clone(store), part, Purpose::Query)));
             }
         }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bucket::{Effect, Rule};
-use engine::limits::Shape;
+use engine::limits::{BYTES_A_STEP, Shape};
 use engine::{Background, Hooks, Settings};
 
 use crate::random::Random;
@@ -101,6 +101,8 @@ impl Plan {
                 l0_runs_stop: l0_runs * 6,
                 wal_segment_bytes: random.pick(&[4 << 10, 64 << 10]),
                 wal_slice_bytes: random.pick(&[2 << 10, 1 << 20]),
+                // Where ssts are small a reader's few steps pay for a merge.
+                bytes_a_step: if sst_bytes == 4 << 10 { 4 << 10 } else { BYTES_A_STEP },
             },
             planted: options.planted,
             gentle: options.gentle,

@@ -7,8 +7,9 @@
 //! * A plan that takes an sst takes every sst of deeper-lying, older data that overlaps it up to the level it writes to.
 //! * Plans under way together share no input, and two that write to one level have key ranges that do not meet.
 //! * From the same input comes the same plan.
+//! * What is due by size comes first, then deletions, then what readers have paid for.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::limits::{LEVELS, Shape};
@@ -19,6 +20,8 @@ use crate::{Seqno, SstId, TreeId};
 #[derive(Clone, Copy)]
 pub(crate) struct TreeView<'a> {
     pub(crate) version: &'a Version,
+    /// Steps that readers took in vain for an sst, since it was opened.
+    pub(crate) wasted: &'a BTreeMap<SstId, u64>,
     /// Merges under way.
     pub(crate) running: &'a [Arc<MergePlan>],
     /// Trees whose drop is flushed. (Of one that is only in the wal, a lost directory may bring the tree back, and its
@@ -65,7 +68,8 @@ pub(crate) fn pick(view: &TreeView<'_>) -> Option<CompactionPlan> {
         (0..LEVELS).map(|level| (picker.score(level), level)).filter(|(score, _)| *score >= 1.0).collect();
     // The highest score first; of equal ones the shallower level, which is the one that readers feel.
     urgent.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-    urgent.iter().find_map(|(_, level)| picker.shrink(*level)).or_else(|| picker.clear_tombstones())
+    let by_size = urgent.iter().find_map(|(_, level)| picker.shrink(*level));
+    by_size.or_else(|| picker.clear_tombstones()).or_else(|| picker.spare_readers())
 }
 
 /// How many bytes must be merged before every level has its target size again.
@@ -283,13 +287,56 @@ impl Picker<'_> {
         candidates.into_iter().find_map(|(level, sst)| {
             let lowest =
                 (level + 1..LEVELS).all(|l| version.overlapping(l, &sst.first_key, &sst.last_key).is_empty());
-            let unread = sst.seqno_max <= self.view.oldest_snapshot;
             match lowest {
-                true if unread => self.merge(vec![Arc::from([Arc::clone(sst)])], level),
+                true => self.rewrite(level, sst),
                 false if sst.tombstones * 4 >= sst.entries * 3 => self.sink(level, sst),
                 _ => None,
             }
         })
+    }
+
+    /// Merges what readers have wasted as much time on as the merge takes. Who rents until the rent has cost the price and then
+    /// buys, pays at most twice what foresight would have. What comes out of a merge begins at nothing, and what lies
+    /// over nothing stays as it is, so reads alone can't keep this going.
+    fn spare_readers(&self) -> Option<CompactionPlan> {
+        if self.view.wasted.is_empty() {
+            return None;
+        }
+        let wasted = |sst: &SstMeta| self.view.wasted.get(&sst.id).copied().unwrap_or(0);
+        let pays =
+            |steps: u64, bytes: u64| steps > 0 && steps.saturating_mul(self.view.shape.bytes_a_step) >= bytes;
+        let version = self.view.version;
+        let l0 = || version.l0.iter().flat_map(|run| run.iter());
+        let under_l0: BTreeMap<SstId, u64> = l0()
+            .flat_map(|sst| version.overlapping(self.targets.base, &sst.first_key, &sst.last_key))
+            .map(|sst| (sst.id, sst.bytes))
+            .collect();
+        let l0_bytes = version.level_bytes(0) + under_l0.values().sum::<u64>();
+        if (version.l0.len() > 1 || !under_l0.is_empty()) && pays(l0().map(|sst| wasted(sst)).sum(), l0_bytes)
+        {
+            return self.shrink_l0();
+        }
+        let paying = version.ssts().filter(|(level, sst)| *level > 0 && wasted(sst) > 0 && self.free(sst));
+        paying.into_iter().find_map(|(level, sst)| {
+            let mut deeper =
+                (level + 1..LEVELS).map(|l| version.overlapping(l, &sst.first_key, &sst.last_key));
+            match deeper.find(|ssts| !ssts.is_empty()) {
+                Some(ssts)
+                    if pays(wasted(sst), sst.bytes + ssts.iter().map(|sst| sst.bytes).sum::<u64>()) =>
+                {
+                    self.sink(level, sst)
+                }
+                // Deletions that hide nothing are left out.
+                None if sst.tombstones > 0 && pays(wasted(sst), sst.bytes) => self.rewrite(level, sst),
+                _ => None,
+            }
+        })
+    }
+
+    /// An sst over nothing, without its deletions, unless somebody still reads what they delete.
+    fn rewrite(&self, level: usize, sst: &Arc<SstMeta>) -> Option<CompactionPlan> {
+        let unread = sst.seqno_max <= self.view.oldest_snapshot;
+        unread.then(|| self.merge(vec![Arc::from([Arc::clone(sst)])], level)).flatten()
     }
 
     fn free(&self, sst: &SstMeta) -> bool {

@@ -29,6 +29,7 @@ struct Toy {
     seqno: u64,
     snapshots: BTreeSet<Seqno>,
     dropped: BTreeSet<TreeId>,
+    wasted: BTreeMap<SstId, u64>,
     merges: usize,
     moves: usize,
 }
@@ -53,6 +54,7 @@ impl Toy {
             seqno: 0,
             snapshots: BTreeSet::new(),
             dropped: BTreeSet::new(),
+            wasted: BTreeMap::new(),
             merges: 0,
             moves: 0,
         }
@@ -153,6 +155,7 @@ impl Toy {
         let snapshots = self.live_snapshots();
         let view = TreeView {
             version: &self.version,
+            wasted: &self.wasted,
             running: &running,
             dropped: &self.dropped,
             oldest_snapshot: snapshots[0],
@@ -169,6 +172,12 @@ impl Toy {
             Some(CompactionPlan::Merge(plan)) => self.running.push((plan, self.version.clone(), snapshots)),
         }
         true
+    }
+
+    fn waste(&mut self, which: usize, steps: u64) {
+        if let Some((_, sst)) = self.version.ssts().nth(which) {
+            *self.wasted.entry(sst.id).or_default() += steps;
+        }
     }
 
     /// Does and installs one of the merges under way.
@@ -220,14 +229,23 @@ impl Toy {
 
 #[derive(Clone, Debug)]
 enum Step {
-    Write { tree: u32, key: u8, kind: OpKind },
-    Ascend { tree: u32, from: u8 },
+    Write {
+        tree: u32,
+        key: u8,
+        kind: OpKind,
+    },
+    Ascend {
+        tree: u32,
+        from: u8,
+    },
     Flush,
     Start,
     Finish(usize),
     Snapshot,
     Release(usize),
     Drop(u32),
+    /// Readers waste steps on an sst.
+    Waste(usize, u64),
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -241,6 +259,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => Just(Step::Snapshot),
         2 => (0usize..9).prop_map(Step::Release),
         1 => (1u32..5).prop_map(Step::Drop),
+        4 => (0usize..20, 1u64..50).prop_map(|(which, steps)| Step::Waste(which, steps)),
     ];
     prop::collection::vec(step, 1..300)
 }
@@ -257,6 +276,7 @@ fn play(steps: &[Step]) -> Toy {
             Step::Start => _ = toy.start(),
             Step::Finish(which) => _ = toy.finish_one(which),
             Step::Snapshot => _ = toy.snapshots.insert(Seqno(toy.seqno)),
+            Step::Waste(which, steps) => toy.waste(which, steps),
             Step::Release(which) => {
                 let gone = toy.snapshots.iter().nth(which).copied();
                 gone.map(|seqno| toy.snapshots.remove(&seqno));
@@ -336,6 +356,35 @@ fn deletions_leave_once_nobody_reads_what_they_hide() {
     while toy.start() || toy.finish_one(0) {}
     toy.check();
     assert_eq!(sunk(&toy), 0, "{:#?}", toy.version);
+}
+
+#[test]
+fn readers_pay_for_the_merge_that_spares_them() {
+    let mut toy = Toy::new();
+    for run in 0..4 {
+        (run..20).step_by(4).for_each(|key| toy.write(1, key, OpKind::Put));
+        toy.flush();
+    }
+    while toy.start() || toy.finish_one(0) {}
+    (0..4).for_each(|key| toy.write(1, 5 * key, OpKind::Delete));
+    toy.flush();
+    let charged = |toy: &mut Toy, steps: u64| {
+        (0..toy.version.ssts().count()).for_each(|which| toy.waste(which, steps));
+    };
+    let bytes: u64 = toy.version.ssts().map(|(_, sst)| sst.bytes).sum();
+    assert_eq!((bytes, toy.version.l0.len()), (240, 1), "a run of L0 over all there is");
+    charged(&mut toy, 240 / 16 - 1);
+    assert!(!toy.start(), "not paid for yet");
+    charged(&mut toy, 1);
+    while toy.start() || toy.finish_one(0) {}
+    toy.check();
+    let runs =
+        |toy: &Toy| toy.version.l0.len() + toy.version.levels.iter().filter(|run| !run.is_empty()).count();
+    assert_eq!(runs(&toy), 1, "{:#?}", toy.version);
+    charged(&mut toy, u64::MAX / 2);
+    let merges = toy.merges;
+    while toy.start() || toy.finish_one(0) {}
+    assert_eq!(toy.merges, merges, "where nothing is to be spared reads are never enough");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use super::reader::{PartitionBody, Purpose, Sst, handle_at};
 use super::window::Window;
 use crate::cache::Held;
 use crate::first_part::Probe;
-use crate::source::{Source, Standing, pass_by_steps};
+use crate::source::{Glided, Source, Standing, pass_by_steps};
 use crate::store::SstStore;
 use crate::version::Run;
 use crate::{Error, Kind, OpKind, Result, Seqno};
@@ -282,12 +282,23 @@ pub struct LevelIter {
     purpose: Purpose,
     at: usize,
     iter: Option<SstIter>,
+    /// Whether there are runs of older data beneath.
+    covers: bool,
+    /// Where the last seek led to, if anywhere.
+    sought: Option<(usize, usize, usize)>,
+    /// Steps in vain that no sst was charged with yet.
+    wasted: usize,
 }
+
+/// What a seek costs in a run where nothing comes of it, in steps.
+const SEEK_STEPS: usize = 4;
+/// Steps that an sst is charged with at once: threads meet there.
+const CHARGED_MIN: usize = 64;
 
 impl LevelIter {
     /// Stands nowhere until the first seek.
     pub(crate) fn new(store: Arc<SstStore>, run: Run, purpose: Purpose) -> Self {
-        Self { store, run, purpose, at: 0, iter: None }
+        Self { store, run, purpose, at: 0, iter: None, covers: false, sought: None, wasted: 0 }
     }
 
     /// `false`: no key of the run starts with the probe's prefix. Reads at most filters.
@@ -304,7 +315,41 @@ impl LevelIter {
 
     /// Stands nowhere until the next seek.
     pub(crate) fn leave(&mut self) {
+        self.end_seek();
         self.iter = None;
+    }
+
+    /// There are runs of older data beneath it, so that it could be merged with them.
+    pub(crate) fn cover(&mut self) {
+        self.covers = true;
+    }
+
+    /// A seek is over. It was in vain if no step followed. (Or the one thing that was sought was here: then the seek beneath was
+    /// in vain, and the same merge would have spared that one.)
+    fn end_seek(&mut self) {
+        if self.covers && self.sought.take().is_some_and(|sought| self.place() == Some(sought)) {
+            self.waste(SEEK_STEPS);
+        }
+    }
+
+    /// Charges the sst that it is in with its steps in vain and `more`, and returns those that are too few for that.
+    pub(crate) fn charge(&mut self, more: usize) -> usize {
+        self.end_seek();
+        self.waste(more);
+        std::mem::take(&mut self.wasted)
+    }
+
+    #[cold]
+    fn charge_many(&mut self) {
+        if let (Some(iter), Purpose::Query) = (&self.iter, self.purpose) {
+            iter.sst.charge(self.wasted as u64);
+            self.wasted = 0;
+        }
+    }
+
+    fn place(&self) -> Option<(usize, usize, usize)> {
+        let iter = self.iter.as_ref().filter(|iter| iter.valid())?;
+        Some((iter.partition, iter.block, iter.number))
     }
 
     /// Opens an sst for a seek.
@@ -350,6 +395,7 @@ impl LevelIter {
 
 impl Source for LevelIter {
     fn seek(&mut self, key: &[u8], seqno: Seqno) -> Result<()> {
+        self.end_seek();
         let at = self.run.partition_point(|meta| &meta.last_key[..] < key);
         if at == self.run.len() {
             self.iter = None;
@@ -362,15 +408,19 @@ impl Source for LevelIter {
                 break;
             }
         }
+        self.sought = self.place();
         Ok(())
     }
 
     fn seek_before(&mut self, key: &[u8]) -> Result<()> {
+        self.end_seek();
         let Some(at) = self.run.partition_point(|meta| &meta.first_key[..] < key).checked_sub(1) else {
             self.iter = None;
             return Ok(());
         };
-        self.enter(at)?.seek_before(key)
+        self.enter(at)?.seek_before(key)?;
+        self.sought = self.place();
+        Ok(())
     }
 
     #[inline]
@@ -435,8 +485,16 @@ impl Source for LevelIter {
     }
 
     #[inline]
-    fn glide(&mut self, most: usize, at: Seqno, passing: &mut bool) -> (usize, bool) {
+    fn glide(&mut self, most: usize, at: Seqno, passing: &mut bool) -> Glided {
         self.iter.as_mut().expect("the iterator is valid").glide(most, at, passing)
+    }
+
+    #[inline]
+    fn waste(&mut self, steps: usize) {
+        self.wasted += steps;
+        if self.wasted >= CHARGED_MIN {
+            self.charge_many();
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 
 use std::ops::{Deref, Range};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::Guard;
 use bytes::Bytes;
@@ -48,6 +49,8 @@ pub(crate) struct Sst {
     partitions: Box<[Partition]>,
     slots: Arc<Slots<PartitionBody, FirstPartFilter, Block>>,
     cache: Arc<BlockCache>,
+    /// See [`Sst::charge`].
+    wasted: AtomicU64,
     /// What it takes while it is open and none of its blocks is cached.
     _memory: Loan,
     source: ByteSource,
@@ -169,8 +172,20 @@ impl Sst {
             partitions,
             slots,
             cache,
+            wasted: AtomicU64::new(0),
             source,
         })
+    }
+
+    /// Notes that readers took so many steps in vain for its lying above or beside others: what `compaction::pick` weighs
+    /// against the cost of a merge. Called once for many steps.
+    pub(crate) fn charge(&self, steps: u64) {
+        self.wasted.fetch_add(steps, Ordering::Relaxed);
+    }
+
+    /// All that it was charged with.
+    pub(crate) fn wasted(&self) -> u64 {
+        self.wasted.load(Ordering::Relaxed)
     }
 
     /// The newest version of `full_key`, whose [`hash`](super::hash) is `hash`, that is not newer than `at`.
