@@ -334,7 +334,9 @@ fn tables_are_altered_as_innodb_alters_them() {
         let alter = format!("ALTER TABLE t {alter}, ALGORITHM=INSTANT");
         let (ours, theirs) = (ask(&mut both.ours, &alter), ask(&mut both.theirs, &alter));
         for answer in [ours, theirs] {
-            let Answer::Refused { code: 1845 | 1846, message } = answer else { panic!("{alter}: {answer:?}") };
+            let Answer::Refused { code: 1845 | 1846, message } = answer else {
+                panic!("{alter}: {answer:?}")
+            };
             assert!(message.contains("Try ALGORITHM=NOCOPY"), "{alter}: {message}");
         }
     }

@@ -19,7 +19,7 @@ use crate::cache::Loan;
 use crate::claim::Fence;
 use crate::commit::{Commits, Committed, Loads, Seen, not_empty};
 use crate::compaction::pressure::{Debt, pauses_merges};
-use crate::compaction::run::{self, Context};
+use crate::compaction::run::{self, Context, Merged};
 use crate::first_part::FirstPart;
 use crate::heat::{self, HeatKeeper, HeatMap};
 use crate::limits::Shape;
@@ -38,6 +38,7 @@ use crate::store::{SstStore, StoreParts};
 use crate::throttle::Throttle;
 use crate::tree::{Begun, Sending, Tree};
 use crate::txn::Txn;
+use crate::version::SstMeta;
 use crate::view::View;
 use crate::wal::{Uploader, WalLimits};
 use crate::writeset::WriteSet;
@@ -886,22 +887,19 @@ impl Engine {
         let dropped = self.tree.dropped();
         let result =
             self.rewrite(&snapshots, &dropped, |context| run::merge(&plan, &version, parts, context));
-        let (added, result) = match result {
-            Ok(ssts) => {
-                let inputs: Vec<_> = plan.inputs().cloned().collect();
-                heat::hand_on(&self.store, &inputs, &ssts);
-                (Some(ssts.into_iter().map(|sst| (plan.to as u8, sst)).collect::<Vec<_>>()), Ok(true))
-            }
-            Err(error) => (None, Err(error)),
-        };
-        if let Some(added) = &added {
+        if let Ok(Merged { inputs, outputs }) = &result {
+            heat::hand_on(&self.store, inputs, outputs);
+            let bytes = |ssts: &[Arc<SstMeta>]| ssts.iter().map(|sst| sst.bytes).sum();
             self.counters.compactions.fetch_add(1, Ordering::Relaxed);
-            self.counters.compacted_bytes_read.fetch_add(plan.bytes(), Ordering::Relaxed);
-            let written = added.iter().map(|(_, sst)| sst.bytes).sum();
-            self.counters.compacted_bytes_written.fetch_add(written, Ordering::Relaxed);
+            self.counters.compacted_bytes_read.fetch_add(bytes(inputs), Ordering::Relaxed);
+            self.counters.compacted_bytes_written.fetch_add(bytes(outputs), Ordering::Relaxed);
         }
         drop(version);
-        self.tree.end_merge(&self.commits, &plan, added)?;
+        let (merged, result) = match result {
+            Ok(merged) => (Some(merged), Ok(true)),
+            Err(error) => (None, Err(error)),
+        };
+        self.tree.end_merge(&self.commits, &plan, merged)?;
         self.forget_unsent();
         self.workers.ring(Job::Publish);
         result

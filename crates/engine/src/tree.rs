@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 
 use crate::commit::{Commits, Table, TableEnd};
 use crate::compaction::pick::{CompactionPlan, MergePlan, TreeView, debt_bytes, forgettable, pick};
+use crate::compaction::run::Merged;
 use crate::gc::Graveyard;
 use crate::limits::{LEVELS, Shape};
 use crate::manifest::{Edit, Flushed, Manifest};
@@ -156,12 +157,13 @@ impl Tree {
         &self,
         commits: &Commits,
         plan: &Arc<MergePlan>,
-        result: Option<Vec<(u8, Arc<SstMeta>)>>,
+        result: Option<Merged>,
     ) -> Result<()> {
         let mut state = self.state.lock();
         state.running.retain(|running| !Arc::ptr_eq(running, plan));
-        let Some(added) = result else { return Ok(()) };
-        let removed = plan.inputs().map(|sst| sst.id).collect();
+        let Some(Merged { inputs, outputs }) = result else { return Ok(()) };
+        let added = outputs.into_iter().map(|sst| (plan.to as u8, sst)).collect();
+        let removed = inputs.iter().map(|sst| sst.id).collect();
         self.install(&mut state, commits, Edit { added, removed, ..Edit::default() }, None)
     }
 

@@ -106,11 +106,6 @@ impl MergePlan {
         self.sources.iter().flat_map(|run| run.iter())
     }
 
-    /// Bytes that it reads.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.inputs().map(|sst| sst.bytes).sum()
-    }
-
     /// Keys at which to divide the work into at most `parts` of about equal size: part `i` has the keys from cut `i-1`
     /// (inclusive) to cut `i` (exclusive). At most `parts - 1` cuts, ascending.
     pub(crate) fn cuts(&self, parts: usize) -> Vec<Box<[u8]>> {

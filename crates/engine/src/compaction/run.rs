@@ -37,9 +37,61 @@ pub(crate) struct Context<'a> {
 /// How many versions go by between two looks at `goes_on`.
 const VERSIONS_BETWEEN_LOOKS: u32 = 4096;
 
-/// The ssts that replace the inputs of `plan`, which was made in `version`, in order; perhaps none. At most `parts` threads
-/// work on it, this one included.
+/// What a merge has done.
+#[derive(Debug)]
+pub(crate) struct Merged {
+    /// The inputs of its plan, without those that stay as they are.
+    pub(crate) inputs: Vec<Arc<SstMeta>>,
+    /// What takes their place, in order; perhaps nothing.
+    pub(crate) outputs: Vec<Arc<SstMeta>>,
+}
+
+/// Carries out `plan`, which was made in `version`. At most `parts` threads work on it, this one included.
 pub(crate) fn merge(
+    plan: &MergePlan,
+    version: &Version,
+    parts: usize,
+    context: &Context<'_>,
+) -> Result<Merged> {
+    let mut above = Merge::new();
+    for run in &plan.sources[..plan.sources.len() - 1] {
+        above.add(LevelIter::new(Arc::clone(context.store), Arc::clone(run), Purpose::Compaction));
+    }
+    let narrowed = narrowed(plan, version, |sst| {
+        above.seek(&sst.first_key, Seqno(u64::MAX))?;
+        Ok(above.valid() && above.key() <= &*sst.last_key)
+    })?;
+    let plan = narrowed.as_ref().unwrap_or(plan);
+    let outputs = outputs(plan, version, parts, context)?;
+    Ok(Merged { inputs: plan.inputs().cloned().collect(), outputs })
+}
+
+/// `plan` without the ssts of its target level that have no key of the shallower sources `among` theirs: there is nothing to merge them with, so
+/// they stay, and outputs end before them. A plan takes all that its key range meets, and that may be a few keys far from each other. `None`: there
+/// are none.
+pub(super) fn narrowed(
+    plan: &MergePlan,
+    version: &Version,
+    mut among: impl FnMut(&SstMeta) -> Result<bool>,
+) -> Result<Option<MergePlan>> {
+    let Some((lowest, above)) = plan.sources.split_last().filter(|(_, above)| !above.is_empty()) else {
+        return Ok(None);
+    };
+    let beneath = version.overlapping(plan.to, &plan.first, &plan.last);
+    if plan.to == 0 || !beneath.iter().any(|sst| sst.id == lowest[0].id) {
+        return Ok(None);
+    }
+    let mut touched = Vec::with_capacity(lowest.len());
+    for sst in lowest.iter() {
+        if among(sst)? {
+            touched.push(Arc::clone(sst));
+        }
+    }
+    let fewer = touched.len() < lowest.len();
+    Ok(fewer.then(|| MergePlan::new(above.iter().cloned().chain([touched.into()]).collect(), plan.to)))
+}
+
+fn outputs(
     plan: &MergePlan,
     version: &Version,
     parts: usize,
@@ -281,17 +333,61 @@ mod tests {
         let version = l0(&[&new, &old]);
         let plan = MergePlan::new(version.l0.clone(), 6);
         for parts in [1, 3] {
-            let merged =
-                bench.with(&[3], &[2], |context| merge(&plan, &version, parts, context).expect("merge"));
+            let merged = bench
+                .with(&[3], &[2], |context| merge(&plan, &version, parts, context).expect("merge").outputs);
             let rows = bench.read(&merged);
             assert_eq!(rows.len(), 750, "deletions leave with what they hide, dropped trees leave");
             assert_eq!(rows[0], (full_key(TreeId(1), &250u32.to_be_bytes()), 2));
             let in_level: Vec<_> = merged.iter().map(|sst| (6, Arc::clone(sst))).collect();
             Version::default().apply(&in_level, &[]).expect("fits a level");
-            let held =
-                bench.with(&[2, 3], &[2], |context| merge(&plan, &version, parts, context).expect("merge"));
+            let held = bench.with(&[2, 3], &[2], |context| {
+                merge(&plan, &version, parts, context).expect("merge").outputs
+            });
             assert_eq!(bench.read(&held).len(), 1250, "a snapshot holds what was deleted after it");
         }
+    }
+
+    #[test]
+    fn ssts_without_a_key_of_the_newer_ones_stay_and_nothing_reaches_across_them() {
+        let bench = Bench::new();
+        let old = Memtable::new();
+        fill(&old, 1, 0..3000, 1, OpKind::Put);
+        let old = bench.with(&[9], &[], |context| flush(&old, context).expect("flush"));
+        let in_level = |level: u8, ssts: &[Arc<SstMeta>]| {
+            ssts.iter().map(|sst| (level, Arc::clone(sst))).collect::<Vec<_>>()
+        };
+        assert!(old.len() > 5);
+        // Two newer runs, with keys in the first, the last and a middle sst; the middle one only loses a row.
+        let middle = u32::from_be_bytes(old[old.len() / 2].first_key[4..].try_into().expect("four bytes"));
+        let newer = [(1..2, 2990..3500, OpKind::Put), (middle..middle + 1, 2999..3000, OpKind::Delete)];
+        let newer = newer.map(|(few, many, kind)| {
+            let memtable = Memtable::new();
+            fill(&memtable, 1, few, 2, kind);
+            fill(&memtable, 1, many, 2, OpKind::Put);
+            bench.with(&[9], &[], |context| flush(&memtable, context).expect("flush"))
+        });
+        let version = Version::default().apply(&in_level(6, &old), &[]).expect("fits");
+        let version =
+            newer.iter().fold(version, |version, run| version.apply(&in_level(0, run), &[]).expect("fits"));
+        let sources = version.l0.iter().cloned().chain([version.levels[5].clone()]).collect();
+        let plan = MergePlan::new(sources, 6);
+        for parts in [1, 3] {
+            let merged =
+                bench.with(&[9], &[], |context| merge(&plan, &version, parts, context)).expect("merge");
+            let newer = newer.iter().map(Vec::len).sum::<usize>();
+            assert_eq!(merged.inputs.len(), newer + 3, "the others have nothing to merge with");
+            let removed: Vec<SstId> = merged.inputs.iter().map(|sst| sst.id).collect();
+            // That outputs do not overlap what stays is checked here.
+            let after = version.apply(&in_level(6, &merged.outputs), &removed).expect("fits the level");
+            assert!(after.l0.is_empty());
+            let rows = bench.read(&after.levels[5]);
+            assert_eq!(rows.len(), 3499, "one is deleted");
+            assert_eq!(rows.iter().filter(|(_, seqno)| *seqno == 2).count(), 511);
+        }
+        // Without newer keys all of it is the caller's wish.
+        let alone = MergePlan::new(vec![version.levels[5].clone()], 6);
+        let merged = bench.with(&[9], &[], |context| merge(&alone, &version, 1, context)).expect("merge");
+        assert_eq!(merged.inputs.len(), old.len());
     }
 
     #[test]

@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use super::cut::{Cutter, Deeper};
 use super::pick::{CompactionPlan, MergePlan, TreeView, debt_bytes, forgettable, pick};
 use super::retain::Retention;
+use super::run::narrowed;
 use crate::limits::Shape;
 use crate::version::tests::id;
 use crate::version::{SstMeta, Version};
@@ -32,6 +33,8 @@ struct Toy {
     wasted: BTreeMap<SstId, u64>,
     merges: usize,
     moves: usize,
+    /// Inputs of plans that were left as they are.
+    stayed: usize,
 }
 
 impl Toy {
@@ -57,6 +60,7 @@ impl Toy {
             wasted: BTreeMap::new(),
             merges: 0,
             moves: 0,
+            stayed: 0,
         }
     }
 
@@ -187,7 +191,17 @@ impl Toy {
         }
         let (plan, version, snapshots) = self.running.remove(which % self.running.len());
         self.merges += 1;
-        // The merge in the way that run.rs does it: part by part, each with its own cutter.
+        // The merge in the way that run.rs does it: without what stays, part by part, each with its own cutter.
+        let above: Vec<&Entry> = plan.sources[..plan.sources.len() - 1]
+            .iter()
+            .flat_map(|run| run.iter())
+            .flat_map(|sst| &self.contents[&sst.id])
+            .collect();
+        let among = |sst: &SstMeta| Ok(above.iter().any(|(key, ..)| sst.overlaps(key, key)));
+        let narrowed = narrowed(&plan, &version, among).expect("it looks into memory").map(Arc::new);
+        self.stayed +=
+            narrowed.as_ref().map_or(0, |narrowed| plan.inputs().count() - narrowed.inputs().count());
+        let plan = narrowed.unwrap_or(plan);
         let mut entries: Vec<Entry> = plan.inputs().flat_map(|sst| self.contents[&sst.id].clone()).collect();
         entries.sort_by(|a, b| (&a.0, b.1).cmp(&(&b.0, a.1)));
         let mut added = Vec::new();
@@ -333,6 +347,27 @@ fn rows_loaded_in_order_sink_without_being_read() {
     assert_eq!(toy.merges, 0);
     assert!(toy.moves > 0);
     toy.check();
+}
+
+#[test]
+fn what_lies_between_keys_far_from_each_other_is_not_rewritten() {
+    let mut toy = Toy::new();
+    (0..200).for_each(|key| toy.write(1, key, OpKind::Put));
+    toy.flush();
+    toy.write(3, 0, OpKind::Put);
+    toy.flush();
+    while toy.start() || toy.finish_one(0) {}
+    let before: BTreeSet<SstId> = toy.version.ssts().map(|(_, sst)| sst.id).collect();
+    assert!(before.len() > 10);
+    for round in 0..60 {
+        [round % 10, 190 + round % 10].into_iter().for_each(|key| toy.write(1, key, OpKind::Put));
+        toy.flush();
+        while toy.start() || toy.finish_one(0) {}
+        toy.check();
+    }
+    assert!(toy.merges > 3 && toy.stayed > 10, "{} merges left {} alone", toy.merges, toy.stayed);
+    let now: BTreeSet<SstId> = toy.version.ssts().map(|(_, sst)| sst.id).collect();
+    assert!(before.intersection(&now).count() >= before.len() - 6, "{before:?} {now:?}");
 }
 
 #[test]
