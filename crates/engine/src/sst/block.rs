@@ -295,9 +295,11 @@ fn rank(prefixes: &[[u8; 8]], wanted: u64) -> usize {
             rest = front;
         }
     }
-    let lines: usize = rest.iter().skip(LINE - 1).step_by(LINE).map(less).sum();
+    // A sum that is checked for overflow is not unrolled; these are at most the rows of a block.
+    let count = |counted: usize, found| counted.wrapping_add(less(found));
+    let lines = rest.as_chunks::<LINE>().0.iter().fold(0, |counted, line| count(counted, &line[LINE - 1]));
     let line = rest[lines * LINE..].iter().take(LINE);
-    start + lines * LINE + line.map(less).sum::<usize>()
+    start + lines * LINE + line.fold(0, count)
 }
 
 /// Prefixes in a cache line.
