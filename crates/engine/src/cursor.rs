@@ -221,6 +221,22 @@ impl Cursor {
         }
     }
 
+    /// Key and value of the entry it stands on, for less than each in turn.
+    ///
+    /// # Panics
+    /// If it stands on nothing.
+    #[inline]
+    pub fn entry(&self) -> (&[u8], &[u8]) {
+        match self.place {
+            Place::Nothing => panic!("the cursor stands on nothing"),
+            Place::Forward => {
+                let (key, value) = self.merge.entry();
+                (&key[4..], value)
+            }
+            Place::Backward => (&self.key[4..], &self.value),
+        }
+    }
+
     /// To the first entry after those of the prefix.
     #[cold]
     fn leave_forward(&mut self, txn: &Txn) -> Result<bool> {

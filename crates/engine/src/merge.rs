@@ -447,6 +447,10 @@ impl<S: Source> Source for Merge<S> {
         self.first().value()
     }
     #[inline]
+    fn entry(&self) -> (&[u8], &[u8]) {
+        self.first().entry()
+    }
+    #[inline]
     fn stale(&self) -> bool {
         self.sources.first().is_some_and(Source::stale)
     }
@@ -497,6 +501,10 @@ impl Source for AnySource {
     #[inline]
     fn value(&self) -> &[u8] {
         whichever!(self, it => it.value())
+    }
+    #[inline]
+    fn entry(&self) -> (&[u8], &[u8]) {
+        whichever!(self, it => it.entry())
     }
     #[inline]
     fn stale(&self) -> bool {

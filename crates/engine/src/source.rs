@@ -32,6 +32,11 @@ pub trait Source {
     fn kind(&self) -> OpKind;
     /// Value of the version it stands on; empty for a deletion.
     fn value(&self) -> &[u8];
+    /// Both, for less than each in turn.
+    #[inline]
+    fn entry(&self) -> (&[u8], &[u8]) {
+        (self.key(), self.value())
+    }
     /// Whether its next step may pass over a version that came after it was positioned. Only a write set, whose
     /// owner goes on writing, is ever stale; a seek helps.
     fn stale(&self) -> bool {

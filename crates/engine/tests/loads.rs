@@ -126,12 +126,14 @@ fn all(engine: &Arc<Engine>, txn: &mut Txn, tree: TreeId) -> Rows {
     let mut found = Rows::new();
     let mut more = cursor.seek_first(txn).expect("seeks");
     while more {
+        assert_eq!(cursor.entry(), (cursor.key(), cursor.value()));
         found.insert(cursor.key().to_vec(), cursor.value().to_vec());
         more = cursor.next(txn).expect("steps");
     }
     let mut backward = Rows::new();
     more = cursor.seek_last(txn).expect("seeks");
     while more {
+        assert_eq!(cursor.entry(), (cursor.key(), cursor.value()));
         backward.insert(cursor.key().to_vec(), cursor.value().to_vec());
         more = cursor.prev(txn).expect("steps");
     }

@@ -49,6 +49,7 @@ fn lock(txn: &mut Txn, key: &str) -> Result<Granted> {
 }
 
 fn entry(cursor: &Cursor) -> String {
+    assert_eq!(cursor.entry(), (cursor.key(), cursor.value()));
     format!("{}={}", String::from_utf8_lossy(cursor.key()), String::from_utf8_lossy(cursor.value()))
 }
 

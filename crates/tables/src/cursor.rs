@@ -805,12 +805,12 @@ impl RowCursor {
         let table = &self.table;
         match self.way {
             Way::Row if self.moved.is_empty() => {
-                let (key, value) = (self.engine.key(), self.engine.value());
+                let (key, value) = self.engine.entry();
                 self.current.set_in_entry(key.len());
                 decode(&table.layout, &self.columns.program, value, key, record, table).map(|()| Met::Row)
             }
             Way::Entry(index) if self.moved.is_empty() => {
-                let (key, value) = (self.engine.key(), self.engine.value());
+                let (key, value) = self.engine.entry();
                 let codec = &table.layout.indexes[index];
                 match codec.primary_len().filter(|bytes| *bytes <= key.len()) {
                     Some(bytes) => self.current.set_in_entry(bytes),
@@ -837,7 +837,7 @@ impl RowCursor {
         if self.scout.missed {
             self.look_ahead(session, backward, prefix, record)?;
         }
-        let (key, value) = (self.engine.key(), self.engine.value());
+        let (key, value) = self.engine.entry();
         if !self.moved.is_empty() && self.moved.contains(key) {
             return Ok(Met::Nothing);
         }

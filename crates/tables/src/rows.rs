@@ -209,15 +209,22 @@ pub(crate) struct KeyInt {
 }
 
 impl KeyInt {
-    #[inline]
+    /// `key` and `to` are `bytes` long. Most are four.
+    #[inline(always)]
     pub(crate) fn copy(&self, key: &[u8], to: &mut [u8]) {
-        if let (true, Some(key), Some(to)) = (self.reversed, key.first_chunk(), to.first_chunk_mut::<4>())
-            && self.bytes == 4
+        if self.bytes == 4
+            && self.reversed
+            && let (Some(key), Some(to)) = (key.first_chunk(), to.first_chunk_mut())
         {
             let flips = u32::from_be_bytes([self.flip; 4]) ^ u32::from(self.sign) << 24;
             *to = (u32::from_be_bytes(*key) ^ flips).to_le_bytes();
-        } else if let (true, Some(key), Some(to)) =
-            (self.reversed, key.first_chunk(), to.first_chunk_mut::<8>())
+        } else {
+            self.copy_bytes(key, to);
+        }
+    }
+
+    fn copy_bytes(&self, key: &[u8], to: &mut [u8]) {
+        if let (true, Some(key), Some(to)) = (self.reversed, key.first_chunk(), to.first_chunk_mut::<8>())
             && self.bytes == 8
         {
             let flips = u64::from_be_bytes([self.flip; 8]) ^ u64::from(self.sign) << 56;

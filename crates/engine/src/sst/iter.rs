@@ -257,6 +257,12 @@ impl Source for SstIter {
     }
 
     #[inline]
+    fn entry(&self) -> (&[u8], &[u8]) {
+        let data = self.data.as_ref().expect("the iterator is valid");
+        (data.key(&self.row), data.value(&self.row))
+    }
+
+    #[inline]
     fn pass_key(&mut self) -> Result<()> {
         if self.pass_key_in_block() { Ok(()) } else { self.pass_key_and_block() }
     }
@@ -460,6 +466,11 @@ impl Source for LevelIter {
     #[inline]
     fn value(&self) -> &[u8] {
         self.current().value()
+    }
+
+    #[inline]
+    fn entry(&self) -> (&[u8], &[u8]) {
+        self.current().entry()
     }
 
     #[inline]
