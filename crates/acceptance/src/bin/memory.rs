@@ -13,8 +13,8 @@ use acceptance::sysbench::Run;
 use clap::Parser;
 use mysql::prelude::Queryable;
 
-/// Loads, then runs oltp_read_write beside full scans, and prints what the process takes. Ends with code 1 if it was killed, or was ever
-/// above setting + 15 %.
+/// Loads, then runs oltp_read_write beside full scans, and prints what the process takes. Ends with code 1 if it was killed, or its own memory
+/// (without what it maps of files, which the kernel takes back when it likes) was ever above setting + 15 %.
 #[derive(Parser)]
 struct Arguments {
     /// cistern_memory_size, in MiB
@@ -71,16 +71,26 @@ fn run(arguments: &Arguments) -> Result<bool, String> {
     let mut plan = Plan::in_directory(&directory);
     plan.server_options.push(format!("--cistern-memory-size={memory}"));
     plan.server_options.extend(arguments.server_options.iter().cloned());
-    let server = plan.start().map_err(|ended| format!("it did not start:\n{}", ended.said))?;
+    // What a process takes before it is in the group does not count there, so it is started from inside.
+    group.enter()?;
+    let started = plan.start();
+    group.leave()?;
+    let server = started.map_err(|ended| format!("it did not start:\n{}", ended.said))?;
     let pid = server.mariadbd_pid().ok_or("no pid of mariadbd")?.as_raw_nonzero().get();
-    group.hold(pid)?;
-    println!("setting {} MiB, limit {} MiB; at the start {}", memory >> 20, limit >> 20, taken(pid)?);
+    let [resident, files] = taken(pid)?;
+    println!(
+        "setting {} MiB, limit {} MiB; at the start {} MiB of its own, {} MiB of mapped files",
+        memory >> 20,
+        limit >> 20,
+        (resident - files) >> 20,
+        files >> 20
+    );
 
     let wrong = |error: mysql::Error| error.to_string();
     server.connect().map_err(wrong)?.query_drop("CREATE DATABASE sbtest").map_err(wrong)?;
     let rows = memory * arguments.times / ROW_BYTES / u64::from(TABLES);
     let sizes = [format!("--tables={TABLES}"), format!("--table-size={rows}")];
-    let peak = AtomicU64::new(0);
+    let peak = Peak::default();
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| -> Result<(), String> {
         // Whoever leaves this block, by whatever way, ends the others.
@@ -104,16 +114,26 @@ fn run(arguments: &Arguments) -> Result<bool, String> {
         Ok(())
     })
     .map_err(|reason| format!("{reason}\nkilled for want of memory: {} times", group.kills()))?;
-    let peak = peak.load(Ordering::Relaxed);
+    let own = peak.own.load(Ordering::Relaxed);
     println!(
-        "peak {} MiB of {} MiB ({:.2} × the setting); the group's limit was met {} times (page cache made room), {} kills",
-        peak >> 20,
+        "peak of its own {} MiB of {} MiB ({:.2} × the setting), with mapped files {} MiB; the group's limit was met {} times (page cache made room), {} kills",
+        own >> 20,
         limit >> 20,
-        peak as f64 / memory as f64,
+        own as f64 / memory as f64,
+        peak.resident.load(Ordering::Relaxed) >> 20,
         group.met(),
         group.kills()
     );
-    Ok(peak <= limit && group.kills() == 0)
+    Ok(own <= limit && group.kills() == 0)
+}
+
+/// The most that the server took.
+#[derive(Default)]
+struct Peak {
+    /// Anonymous and shared memory.
+    own: AtomicU64,
+    /// And what it maps of files.
+    resident: AtomicU64,
 }
 
 struct EndOf<'a>(&'a AtomicBool);
@@ -125,18 +145,24 @@ impl Drop for EndOf<'_> {
 }
 
 /// Samples ten times a second, prints now and then.
-fn watch(pid: i32, server: &Server, peak: &AtomicU64, done: &AtomicBool, every: u64) {
+fn watch(pid: i32, server: &Server, peak: &Peak, done: &AtomicBool, every: u64) {
     let began = Instant::now();
     let mut printed = 0;
     while !done.load(Ordering::Relaxed) {
         std::thread::sleep(Duration::from_millis(100));
-        let Ok(now) = resident(pid) else { return };
-        peak.fetch_max(now, Ordering::Relaxed);
+        let Ok([resident, files]) = taken(pid) else { return };
+        let own = resident - files;
+        peak.own.fetch_max(own, Ordering::Relaxed);
+        peak.resident.fetch_max(resident, Ordering::Relaxed);
         let seconds = began.elapsed().as_secs();
         if seconds / every > printed {
             printed = seconds / every;
             let counters = counters(server).unwrap_or_else(|error| error.to_string());
-            println!("{seconds:>5} s  resident {:>5} MiB  {counters}", now >> 20);
+            println!(
+                "{seconds:>5} s  its own {:>5} MiB, mapped files {} MiB  {counters}",
+                own >> 20,
+                files >> 20
+            );
         }
     }
 }
@@ -173,60 +199,73 @@ fn scan_tables(port: u16, first: u32, done: &AtomicBool) {
     }
 }
 
-fn resident(pid: i32) -> Result<u64, String> {
-    field(pid, "VmRSS:")
-}
-
-fn field(pid: i32, name: &str) -> Result<u64, String> {
+/// What is in memory, and how much of that are files.
+fn taken(pid: i32) -> Result<[u64; 2], String> {
     let path = format!("/proc/{pid}/status");
     let text = fs::read_to_string(&path).map_err(|error| format!("{path}: {error}"))?;
-    let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
-    Ok(line.trim().trim_end_matches(" kB").parse::<u64>().unwrap_or(0) << 10)
-}
-
-fn taken(pid: i32) -> Result<String, String> {
-    let [all, own] = [field(pid, "VmRSS:")?, field(pid, "RssAnon:")?];
-    Ok(format!("{} MiB resident, {} MiB of them anonymous", all >> 20, own >> 20))
+    let field = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
+        kib.map(|kib| kib << 10).ok_or_else(|| format!("{path} has no {name}"))
+    };
+    Ok([field("VmRSS:")?, field("RssFile:")?])
 }
 
 /// A control group with a limit of memory; gone with the value.
-struct Group(PathBuf);
+struct Group {
+    path: PathBuf,
+    /// The group that this process was in before.
+    outside: PathBuf,
+}
 
 impl Group {
     fn new(limit: u64) -> Result<Self, String> {
-        let path = PathBuf::from(format!("/sys/fs/cgroup/memory/cistern-memory-{}", std::process::id()));
+        let groups =
+            fs::read_to_string("/proc/self/cgroup").map_err(|error| format!("/proc/self/cgroup: {error}"))?;
+        let own = groups.lines().find_map(|line| line.split_once(":memory:"));
+        let (_, own) = own.ok_or("/proc/self/cgroup names no group for memory (cgroup v1 is needed)")?;
+        let root = Path::new("/sys/fs/cgroup/memory");
+        let outside = root.join(own.trim_start_matches('/'));
+        let path = root.join(format!("cistern-memory-{}", std::process::id()));
         fs::create_dir(&path)
             .map_err(|error| format!("{}: {error} (cgroup v1 and root are needed)", path.display()))?;
-        let group = Self(path);
+        let group = Self { path, outside };
         group.write("memory.limit_in_bytes", &limit.to_string())?;
         Ok(group)
     }
 
-    /// A process that is in no group's way any more is moved nowhere: the group goes when its last process has gone.
-    fn hold(&self, pid: i32) -> Result<(), String> {
-        self.write("cgroup.procs", &pid.to_string())
+    /// This process, and those that it starts from now on.
+    fn enter(&self) -> Result<(), String> {
+        self.write("cgroup.procs", &std::process::id().to_string())
+    }
+
+    /// This process alone.
+    fn leave(&self) -> Result<(), String> {
+        let path = self.outside.join("cgroup.procs");
+        fs::write(&path, std::process::id().to_string())
+            .map_err(|error| format!("{}: {error}", path.display()))
     }
 
     fn met(&self) -> String {
-        fs::read_to_string(self.0.join("memory.failcnt")).unwrap_or_default().trim().to_owned()
+        fs::read_to_string(self.path.join("memory.failcnt")).unwrap_or_default().trim().to_owned()
     }
 
     fn kills(&self) -> u64 {
-        let text = fs::read_to_string(self.0.join("memory.oom_control")).unwrap_or_default();
+        let text = fs::read_to_string(self.path.join("memory.oom_control")).unwrap_or_default();
         let line = text.lines().find_map(|line| line.strip_prefix("oom_kill ")).unwrap_or("0");
         line.trim().parse().unwrap_or(0)
     }
 
     fn write(&self, file: &str, text: &str) -> Result<(), String> {
-        let path: &Path = &self.0.join(file);
+        let path: &Path = &self.path.join(file);
         fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))
     }
 }
 
 impl Drop for Group {
     fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir(&self.0) {
-            println!("{}: {error}", self.0.display());
+        if let Err(error) = fs::remove_dir(&self.path) {
+            println!("{}: {error}", self.path.display());
         }
     }
 }
