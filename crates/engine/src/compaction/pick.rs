@@ -101,15 +101,15 @@ impl MergePlan {
         Self { sources, to, first, last }
     }
 
-    /// Every sst that it replaces.
+    /// Every sst that it takes; those that it would only copy stay (`run::narrowed`).
     pub(crate) fn inputs(&self) -> impl Iterator<Item = &Arc<SstMeta>> {
         self.sources.iter().flat_map(|run| run.iter())
     }
 
     /// Keys at which to divide the work into at most `parts` of about equal size: part `i` has the keys from cut `i-1`
     /// (inclusive) to cut `i` (exclusive). At most `parts - 1` cuts, ascending.
-    pub(crate) fn cuts(&self, parts: usize) -> Vec<Box<[u8]>> {
-        cuts(self.inputs(), parts).into_iter().map(Box::from).collect()
+    pub(crate) fn cuts(&self, parts: usize) -> Vec<&[u8]> {
+        cuts(self.inputs(), parts)
     }
 }
 

@@ -98,8 +98,8 @@ fn outputs(
     context: &Context<'_>,
 ) -> Result<Vec<Arc<SstMeta>>> {
     let cuts = if parts > 1 { plan.cuts(parts) } else { Vec::new() };
-    let starts = std::iter::once(&plan.first).chain(&cuts);
-    let ends = cuts.iter().map(Some).chain([None]);
+    let starts = std::iter::once(&*plan.first).chain(cuts.iter().copied());
+    let ends = cuts.iter().copied().map(Some).chain([None]);
     let part = |start: &[u8], end: Option<&[u8]>| {
         let mut source = Merge::new();
         for run in &plan.sources {
@@ -116,9 +116,9 @@ fn outputs(
         let (first_start, first_end) = ranges.remove(0);
         for (start, end) in ranges {
             let part = &part;
-            others.push(scope.spawn(move || part(start, end.map(|end| &**end))));
+            others.push(scope.spawn(move || part(start, end)));
         }
-        let first = part(first_start, first_end.map(|end| &**end));
+        let first = part(first_start, first_end);
         let join = |part: std::thread::ScopedJoinHandle<'_, _>| {
             part.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         };

@@ -205,9 +205,9 @@ impl Toy {
         let mut entries: Vec<Entry> = plan.inputs().flat_map(|sst| self.contents[&sst.id].clone()).collect();
         entries.sort_by(|a, b| (&a.0, b.1).cmp(&(&b.0, a.1)));
         let mut added = Vec::new();
-        for cut in plan.cuts(2).iter().map(Some).chain([None]) {
+        for cut in plan.cuts(2).into_iter().map(Some).chain([None]) {
             let rest = cut.map_or(Vec::new(), |cut| {
-                entries.split_off(entries.partition_point(|(key, ..)| **key < **cut))
+                entries.split_off(entries.partition_point(|(key, ..)| **key < *cut))
             });
             let part = std::mem::replace(&mut entries, rest);
             added.extend(self.rewrite(part, Some(&plan), &version, &snapshots));
@@ -430,7 +430,7 @@ fn a_merge_is_divided_at_most_in_the_parts_asked_for() {
     let version = Version::default();
     let l0 = version.apply(&run.into_iter().map(|sst| (0, sst)).collect::<Vec<_>>(), &[]).expect("fits").l0;
     let plan = MergePlan::new(l0, 6);
-    assert_eq!(plan.cuts(1), Vec::<Box<[u8]>>::new());
+    assert_eq!(plan.cuts(1), Vec::<&[u8]>::new());
     assert_eq!(plan.cuts(3).len(), 2);
     assert!(plan.cuts(100).len() <= 9);
     assert!(plan.cuts(100).is_sorted());
