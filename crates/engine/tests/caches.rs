@@ -3,23 +3,22 @@
 #![allow(clippy::unwrap_used, reason = "a test may fail")]
 #![allow(clippy::disallowed_methods, reason = "engines with threads run on real time")]
 
+mod common;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bucket::{Bucket, MemoryBucket, Names};
-use engine::{Background, Cursor, Engine, Job, Parts, ReadAs, Settings, SimDisk, SystemClock, TreeId};
+use common::{noise, parts, status};
+use engine::{Background, Cursor, Engine, Job, ReadAs, Settings, SimDisk, TreeId};
 
 const TREE: TreeId = TreeId(70);
 const ROWS: u32 = 60_000;
+/// Bytes of a value.
+const VALUE: usize = 200;
 
 fn open(bucket: &Arc<MemoryBucket>, disk: &SimDisk, settings: Settings) -> Arc<Engine> {
-    let parts = Parts {
-        bucket: Arc::clone(bucket) as Arc<dyn Bucket>,
-        disk: Arc::new(disk.clone()),
-        clock: Arc::new(SystemClock::default()),
-        seed: 1,
-    };
-    Engine::open(parts, settings).unwrap()
+    Engine::open(parts(bucket.clone(), disk), settings).unwrap()
 }
 
 fn settings(background: Background) -> Settings {
@@ -28,23 +27,13 @@ fn settings(background: Background) -> Settings {
     settings
 }
 
-/// Does not pack.
-fn value(row: u32) -> Vec<u8> {
-    let mut state = u64::from(row) + 1;
-    let next = |_| {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 56) as u8
-    };
-    (0..200).map(next).collect()
-}
-
 /// 12 MB of rows, in the bucket alone.
 fn filled() -> Arc<MemoryBucket> {
     let bucket = Arc::new(MemoryBucket::new());
     let engine = open(&bucket, &SimDisk::new(1), settings(Background::Manual));
     for chunk in (0..ROWS).collect::<Vec<_>>().chunks(1000) {
         let mut txn = engine.begin();
-        chunk.iter().for_each(|row| txn.put(TREE, &row.to_be_bytes(), &value(*row)).unwrap());
+        chunk.iter().for_each(|row| txn.put(TREE, &row.to_be_bytes(), &noise(*row, VALUE)).unwrap());
         txn.commit().unwrap();
     }
     for job in [Job::Freeze, Job::Flush, Job::Publish] {
@@ -57,7 +46,8 @@ fn filled() -> Arc<MemoryBucket> {
 fn read(engine: &Arc<Engine>, rows: impl Iterator<Item = u32>) {
     let mut txn = engine.begin();
     for row in rows {
-        let found = txn.get(TREE, &row.to_be_bytes(), ReadAs::Snapshot, |found| found == value(row)).unwrap();
+        let found =
+            txn.get(TREE, &row.to_be_bytes(), ReadAs::Snapshot, |found| found == noise(row, VALUE)).unwrap();
         assert_eq!(found, Some(true), "row {row}");
     }
 }
@@ -69,15 +59,11 @@ fn scan(engine: &Arc<Engine>) -> u32 {
     let mut rows = 0_u32;
     let mut found = cursor.seek_first(&mut txn).unwrap();
     while found {
-        assert_eq!((cursor.key(), cursor.value()), (&rows.to_be_bytes()[..], &value(rows)[..]));
+        assert_eq!((cursor.key(), cursor.value()), (&rows.to_be_bytes()[..], &noise(rows, VALUE)[..]));
         rows += 1;
         found = cursor.next(&mut txn).unwrap();
     }
     rows
-}
-
-fn counter(engine: &Engine, name: &str) -> u64 {
-    engine.status().get(name).unwrap()
 }
 
 fn until(what: &str, mut holds: impl FnMut() -> bool) {
@@ -102,11 +88,11 @@ fn a_new_node_has_what_was_hot_before_anyone_asks() {
     assert_eq!(heats(), 1);
 
     let engine = open(&bucket, &SimDisk::new(3), settings(Background::Threads));
-    until("it warms itself", || counter(&engine, "warmed_chunks") > 0);
-    assert!(counter(&engine, "disk_cache_bytes") < 3 << 20, "with that alone");
-    let waits = counter(&engine, "bucket_waits");
+    until("it warms itself", || status(&engine, "warmed_chunks") > 0);
+    assert!(status(&engine, "disk_cache_bytes") < 3 << 20, "with that alone");
+    let waits = status(&engine, "bucket_waits");
     read(&engine, hot());
-    assert_eq!(counter(&engine, "bucket_waits"), waits, "nothing is waited for");
+    assert_eq!(status(&engine, "bucket_waits"), waits, "nothing is waited for");
     engine.close().unwrap();
     assert_eq!(heats(), 1, "nothing new to tell");
 
@@ -131,7 +117,7 @@ fn a_scan_of_everything_leaves_what_is_hot_in_memory() {
     for _ in 0..4 {
         read(&engine, hot());
     }
-    let misses = || counter(&engine, "block_cache_misses");
+    let misses = || status(&engine, "block_cache_misses");
     let before = misses();
     assert_eq!(scan(&engine), ROWS);
     assert!(misses() - before > 400, "it was cold: {}", misses() - before);
@@ -147,14 +133,14 @@ fn what_is_borrowed_is_given_back() {
     let bucket = filled();
     for background in [Background::Manual, Background::Threads] {
         let engine = open(&bucket, &SimDisk::new(2), settings(background));
-        let lent = || counter(&engine, "memory_lent");
+        let lent = || status(&engine, "memory_lent");
         let before = lent();
         assert_eq!(scan(&engine), ROWS);
         until("windows are given back", || lent() < before + (1 << 20));
         let before = lent();
         let mut txn = engine.begin();
         for row in 0..20_000u32 {
-            txn.put(TREE, &row.to_be_bytes(), &value(row)).unwrap();
+            txn.put(TREE, &row.to_be_bytes(), &noise(row, VALUE)).unwrap();
         }
         assert!(lent() >= before + 3 * 4_000_000, "a large transaction is counted: {} {before}", lent());
         txn.rollback();

@@ -1,6 +1,8 @@
 //! What survives: a stop, a crash, the loss of the local directory, another writer, an outage of the bucket. On a real
 //! disk, with the engine's own threads where that is the point.
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -8,10 +10,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bucket::{Bucket, DirectoryBucket, Effect, FaultyBucket, MemoryBucket, Operation, Rule};
+use common::{Random, all, parts, parts_on, small, status};
 use engine::limits::Shape;
 use engine::{
-    Background, Clock, Cursor, Disk, DiskError, DiskFile, Engine, Hooks, Job, Kind, LockMode, LockWait,
-    Parts, ReadAs, RealDisk, Result, Settings, SimDisk, SystemClock, TreeId, Txn,
+    Background, Clock, Disk, DiskError, DiskFile, Engine, Hooks, Job, Kind, LockMode, LockWait, Parts,
+    ReadAs, RealDisk, Result, Settings, SimDisk, SystemClock, TreeId,
 };
 use parking_lot::Mutex;
 use tempfile::TempDir;
@@ -47,7 +50,6 @@ impl Place {
 }
 
 fn open_at(data: &Path, bucket: Arc<dyn Bucket>, settings: Settings) -> Result<Arc<Engine>> {
-    static SEED: AtomicU64 = AtomicU64::new(1);
     // A background thread of a dropped engine may hold it for one more step.
     let disk = loop {
         match RealDisk::open(data) {
@@ -56,24 +58,7 @@ fn open_at(data: &Path, bucket: Arc<dyn Bucket>, settings: Settings) -> Result<A
         }
         std::thread::yield_now();
     };
-    let seed = SEED.fetch_add(1, Ordering::Relaxed);
-    Engine::open(
-        Parts { bucket, disk: Arc::new(disk), clock: Arc::new(SystemClock::default()), seed },
-        settings,
-    )
-}
-
-/// Few rows make many ssts in several levels.
-fn small(background: Background) -> Settings {
-    Settings {
-        background,
-        memtable_bytes: 64 << 10,
-        memory_bytes: 256 << 10,
-        disk_cache_bytes: 8 << 20,
-        wal_upload_interval: Duration::from_millis(20),
-        shape: Shape { sst_bytes: 16 << 10, level_base_bytes: 64 << 10, ..Shape::default() },
-        ..Settings::default()
-    }
+    Engine::open(parts_on(bucket, Arc::new(disk)), settings)
 }
 
 fn manual() -> Settings {
@@ -86,29 +71,6 @@ fn put(engine: &Arc<Engine>, key: &str, value: &str) -> Result<()> {
     txn.commit().map(drop)
 }
 
-fn all(engine: &Arc<Engine>, txn: &mut Txn, tree: TreeId) -> BTreeMap<Vec<u8>, Vec<u8>> {
-    let mut cursor = Cursor::new(engine);
-    cursor.open(txn, tree, ReadAs::Snapshot).expect("opens");
-    let mut found = BTreeMap::new();
-    let mut more = cursor.seek_first(txn).expect("seeks");
-    while more {
-        found.insert(cursor.key().to_vec(), cursor.value().to_vec());
-        more = cursor.next(txn).expect("steps");
-    }
-    let mut backward = BTreeMap::new();
-    more = cursor.seek_last(txn).expect("seeks");
-    while more {
-        backward.insert(cursor.key().to_vec(), cursor.value().to_vec());
-        more = cursor.prev(txn).expect("steps");
-    }
-    assert_eq!(found, backward, "both directions show the same");
-    for (key, value) in &found {
-        let got = txn.get(tree, key, ReadAs::Snapshot, <[u8]>::to_vec).expect("reads");
-        assert_eq!(got.as_ref(), Some(value), "a get finds what a scan shows");
-    }
-    found
-}
-
 fn text(engine: &Arc<Engine>) -> String {
     let entries = all(engine, &mut engine.begin(), TREE);
     let show = |(key, value): (&Vec<u8>, &Vec<u8>)| {
@@ -119,19 +81,6 @@ fn text(engine: &Arc<Engine>) -> String {
 
 fn drain(engine: &Engine) {
     while BACKGROUND_JOBS.iter().any(|job| engine.step(*job).expect("fair weather")) {}
-}
-
-fn status(engine: &Engine, name: &str) -> u64 {
-    engine.status().get(name).unwrap_or_else(|| panic!("no counter {name}"))
-}
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % n
-    }
 }
 
 #[test]
@@ -516,14 +465,14 @@ fn an_outage_of_ten_minutes_is_felt_by_no_commit_before_the_limit() {
     let clock = Arc::new(CountingClock::default());
     let (disk, memory) = (SimDisk::new(8), Arc::new(MemoryBucket::new()));
     let faulty = Arc::new(FaultyBucket::new(Arc::clone(&memory) as _, 1, Vec::new()).with_tries(1));
-    let parts = Parts {
+    let own = Parts {
         bucket: Arc::clone(&faulty) as _,
         clock: Arc::clone(&clock) as _,
-        ..parts_on(&disk, &memory, 8)
+        ..parts(memory.clone(), &disk)
     };
     let shape = Shape { sst_bytes: 256 << 10, level_base_bytes: 1 << 20, ..Shape::default() };
     let settings = Settings { memtable_bytes: 1 << 20, unuploaded_bytes_max: 50 << 20, shape, ..manual() };
-    let engine = Engine::open(parts, settings).unwrap();
+    let engine = Engine::open(own, settings).unwrap();
     faulty.faults().set_rules(vec![Rule::outage()]);
     let mut random = Random(3);
     let mut model = BTreeMap::new();
@@ -560,7 +509,7 @@ fn an_outage_of_ten_minutes_is_felt_by_no_commit_before_the_limit() {
     faulty.faults().set_rules(Vec::new());
     drain(&engine);
     drop(engine);
-    let engine = Engine::open(parts_on(&SimDisk::new(9), &memory, 9), manual()).unwrap();
+    let engine = Engine::open(parts(memory.clone(), &SimDisk::new(9)), manual()).unwrap();
     assert_eq!(all(&engine, &mut engine.begin(), TREE), model);
 }
 
@@ -666,8 +615,8 @@ fn a_crash_anywhere_while_the_edits_of_an_outage_are_sent_loses_nothing() {
     while !over {
         let (disk, memory) = (SimDisk::new(step), Arc::new(MemoryBucket::new()));
         let faulty = Arc::new(FaultyBucket::new(Arc::clone(&memory) as _, 1, Vec::new()).with_tries(1));
-        let parts = Parts { bucket: Arc::clone(&faulty) as _, ..parts_on(&disk, &memory, step) };
-        let engine = Engine::open(parts, manual()).unwrap();
+        let own = Parts { bucket: Arc::clone(&faulty) as _, ..parts(memory.clone(), &disk) };
+        let engine = Engine::open(own, manual()).unwrap();
         faulty.faults().set_rules(vec![Rule::outage()]);
         let mut model = BTreeMap::new();
         write_through_an_outage(&engine, 1500, &mut model);
@@ -684,7 +633,7 @@ fn a_crash_anywhere_while_the_edits_of_an_outage_are_sent_loses_nothing() {
         _ = engine.step(Job::Compact);
         drop(engine);
         for disk in [disk, SimDisk::new(step + 1)] {
-            let engine = Engine::open(parts_on(&disk, &memory, step + 1), manual()).unwrap();
+            let engine = Engine::open(parts(memory.clone(), &disk), manual()).unwrap();
             assert_eq!(all(&engine, &mut engine.begin(), TREE), model, "a crash at step {step}");
             drain(&engine);
             assert_eq!(all(&engine, &mut engine.begin(), TREE), model, "after a crash at step {step}");
@@ -694,24 +643,13 @@ fn a_crash_anywhere_while_the_edits_of_an_outage_are_sent_loses_nothing() {
     assert!(step > 5, "{step} steps send everything");
 }
 
-fn parts_on(disk: &SimDisk, bucket: &Arc<MemoryBucket>, seed: u64) -> Parts {
-    Parts {
-        bucket: bucket.clone(),
-        disk: Arc::new(disk.clone()),
-        clock: Arc::new(SystemClock::default()),
-        seed,
-    }
-}
-
 /// A byte rots in the local wal before it is uploaded. What it said is in memory still.
 #[test]
 fn rot_in_the_wal_before_its_upload_is_told_and_passed_by_a_flush() {
     let (bucket, disk) = (Arc::new(MemoryBucket::new()), SimDisk::new(3));
-    let open = |disk: &SimDisk, seed| {
-        let parts = parts_on(disk, &bucket, seed);
-        Engine::open(parts, manual()).expect("the engine opens")
-    };
-    let engine = open(&disk, 1);
+    let open =
+        |disk: &SimDisk| Engine::open(parts(bucket.clone(), disk), manual()).expect("the engine opens");
+    let engine = open(&disk);
     put(&engine, "a", "1").unwrap();
     assert!(engine.step(Job::UploadWal).unwrap());
     put(&engine, "b", "the byte that rots: ~").unwrap();
@@ -735,7 +673,7 @@ fn rot_in_the_wal_before_its_upload_is_told_and_passed_by_a_flush() {
     assert_eq!((status(&engine, "wal_damages"), status(&engine, "wal_unuploaded_bytes")), (1, 0));
     drop(engine);
     for disk in [disk.crash(), SimDisk::new(4)] {
-        let engine = open(&disk, 2);
+        let engine = open(&disk);
         assert_eq!(text(&engine), "a=1 b=the byte that rots: ~ c=3 d=4 e=5");
     }
 }
@@ -744,17 +682,16 @@ fn rot_in_the_wal_before_its_upload_is_told_and_passed_by_a_flush() {
 #[test]
 fn a_start_finds_room_on_a_full_disk_where_the_wal_holds_nothing() {
     let bucket = Arc::new(MemoryBucket::new());
-    let open = |disk: &SimDisk, seed| {
-        let parts = parts_on(disk, &bucket, seed);
+    let open = |disk: &SimDisk| {
         let mut settings = manual();
         settings.shape.wal_segment_bytes = 64 << 10;
-        Engine::open(parts, settings)
+        Engine::open(parts(bucket.clone(), disk), settings)
     };
     // What is nowhere else has to be copied, which takes as much again.
     for (uploaded, most) in [(false, 40), (true, 300)] {
         for rows in [1, 20, 40, 300].into_iter().filter(|rows| *rows <= most) {
             let disk = SimDisk::new(3);
-            let engine = open(&disk, 1).expect("an empty disk");
+            let engine = open(&disk).expect("an empty disk");
             let before = all(&engine, &mut engine.begin(), TREE).len();
             for row in 0..rows {
                 put(&engine, &format!("{uploaded} {rows} {row}"), &"x".repeat(1000)).unwrap();
@@ -767,7 +704,7 @@ fn a_start_finds_room_on_a_full_disk_where_the_wal_holds_nothing() {
             drop(engine);
             let disk = disk.kill();
             disk.limit(disk.used());
-            let engine = open(&disk, 2).expect("there is room where nothing is");
+            let engine = open(&disk).expect("there is room where nothing is");
             assert_eq!(all(&engine, &mut engine.begin(), TREE).len(), before + rows + 1);
             // Somewhat later the disk has room again.
             disk.limit(u64::MAX);
@@ -968,12 +905,7 @@ fn a_panic_in_a_background_thread_is_told_and_stops_the_engine() {
     let tell = Mutex::new(tell);
     let on_fatal = move |error: &engine::Error| tell.lock().send(error.to_string()).unwrap();
     let hooks = Hooks { on_fatal: Arc::new(on_fatal), ..Hooks::default() };
-    let parts = Parts {
-        bucket: Arc::new(MemoryBucket::new()),
-        disk: Arc::new(Treacherous(SimDisk::new(1))),
-        clock: Arc::new(SystemClock::default()),
-        seed: 1,
-    };
+    let parts = parts_on(Arc::new(MemoryBucket::new()), Arc::new(Treacherous(SimDisk::new(1))));
     let engine = Engine::open(parts, Settings { hooks, ..small(Background::Threads) }).unwrap();
     let error = (0..1_000_000).find_map(|n| put(&engine, &format!("{n}"), &"x".repeat(1000)).err());
     assert_eq!(error.expect("the engine stops").kind(), Kind::Failed);

@@ -1,5 +1,7 @@
 //! Row locks go before the sync (docs/decisions/0005): what others may do and see between, and what a crash there leaves.
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,9 +10,10 @@ use std::thread::{Scope, ScopedJoinHandle};
 use std::time::Duration;
 
 use bucket::{Bucket, MemoryBucket};
+use common::parts_on;
 use engine::{
-    Cursor, Disk, DiskError, DiskFault, DiskFile, Engine, Isolation, Kind, Loaded, LockMode, LockWait, Parts,
-    ReadAs, Result, Seqno, Settings, SimDisk, SystemClock, TreeId, Txn,
+    Cursor, Disk, DiskError, DiskFault, DiskFile, Engine, Isolation, Kind, Loaded, LockMode, LockWait,
+    ReadAs, Result, Seqno, Settings, SimDisk, TreeId, Txn,
 };
 use parking_lot::{Condvar, Mutex};
 
@@ -132,12 +135,7 @@ impl DiskFile for GatedFile {
 
 fn open(disk: &SimDisk, gate: &Arc<Gate>, bucket: &Arc<dyn Bucket>, memtable_bytes: usize) -> Arc<Engine> {
     let disk = GatedDisk { disk: disk.clone(), gate: Arc::clone(gate) };
-    let parts = Parts {
-        bucket: Arc::clone(bucket),
-        disk: Arc::new(disk),
-        clock: Arc::new(SystemClock::default()),
-        seed: 1,
-    };
+    let parts = parts_on(Arc::clone(bucket), Arc::new(disk));
     Engine::open(parts, Settings { memtable_bytes, ..Settings::default() }).expect("the engine opens")
 }
 

@@ -2,13 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may fail")]
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bucket::MemoryBucket;
-use engine::{
-    Background, Cursor, Engine, FirstPart, Job, Parts, ReadAs, Settings, SimDisk, SystemClock, TreeId, Txn,
-};
+use common::{parts, status};
+use engine::{Background, Cursor, Engine, FirstPart, Job, ReadAs, Settings, SimDisk, TreeId, Txn};
 use proptest::prelude::*;
 
 const TREE: TreeId = TreeId(70);
@@ -24,18 +25,12 @@ impl FirstPart for ZeroEnded {
 
 /// Compaction starts at so many runs.
 fn engine(sst_bytes: usize, l0_runs: usize) -> Arc<Engine> {
-    let parts = Parts {
-        bucket: Arc::new(MemoryBucket::new()),
-        disk: Arc::new(SimDisk::new(1)),
-        clock: Arc::new(SystemClock::default()),
-        seed: 1,
-    };
     let mut settings = Settings { background: Background::Manual, ..Settings::default() };
     settings.shape.sst_bytes = sst_bytes;
     settings.shape.level_base_bytes = 4 * sst_bytes as u64;
     settings.shape.l0_runs = l0_runs;
     settings.shape.wal_segment_bytes = 256 << 10;
-    Engine::open(parts, settings).unwrap()
+    Engine::open(parts(Arc::new(MemoryBucket::new()), &SimDisk::new(1)), settings).unwrap()
 }
 
 fn flush(engine: &Engine) {
@@ -48,8 +43,7 @@ fn key(part: &str, row: u32) -> Vec<u8> {
 }
 
 fn blocks_read(engine: &Engine) -> u64 {
-    let status = engine.status();
-    status.get("block_cache_hits").unwrap() + status.get("block_cache_misses").unwrap()
+    status(engine, "block_cache_hits") + status(engine, "block_cache_misses")
 }
 
 fn within(engine: &Arc<Engine>, txn: &mut Txn, prefix: &[u8]) -> Vec<Vec<u8>> {

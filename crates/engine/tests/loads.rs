@@ -1,16 +1,17 @@
 //! Bulk loads: sorted data straight to ssts must read as if it had been written row by row, be there as a whole or not at all
 //! after any crash, and leave nothing behind when it is given up.
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bucket::{Bucket, Effect, FaultyBucket, MemoryBucket, Operation, Rule};
-use engine::limits::Shape;
+use common::{Random, all, parts, small, status};
 use engine::{
-    Background, Cursor, Engine, Job, Kind, Load, Loaded, LockMode, LockWait, Parts, ReadAs, Result, Settings,
-    SimDisk, SystemClock, TreeId, Txn, inspect_object,
+    Background, Cursor, Engine, Job, Kind, Load, Loaded, LockMode, LockWait, ReadAs, Result, Settings,
+    SimDisk, TreeId, Txn, inspect_object,
 };
 
 const OTHER: TreeId = TreeId(7);
@@ -29,7 +30,7 @@ impl Place {
     }
 
     fn open(&self) -> Arc<Engine> {
-        open(&self.disk, Arc::clone(&self.bucket) as _, settings(Background::Manual)).expect("opens")
+        open(&self.disk, Arc::clone(&self.bucket) as _, small(Background::Manual)).expect("opens")
     }
 
     /// The power is cut and comes back.
@@ -48,22 +49,7 @@ impl Place {
 }
 
 fn open(disk: &SimDisk, bucket: Arc<dyn Bucket>, settings: Settings) -> Result<Arc<Engine>> {
-    static SEED: AtomicU64 = AtomicU64::new(1);
-    let seed = SEED.fetch_add(1, Ordering::Relaxed);
-    let clock = Arc::new(SystemClock::default());
-    Engine::open(Parts { bucket, disk: Arc::new(disk.clone()), clock, seed }, settings)
-}
-
-fn settings(background: Background) -> Settings {
-    Settings {
-        background,
-        memtable_bytes: 64 << 10,
-        memory_bytes: 256 << 10,
-        disk_cache_bytes: 8 << 20,
-        wal_upload_interval: Duration::from_millis(20),
-        shape: Shape { sst_bytes: 16 << 10, level_base_bytes: 64 << 10, ..Shape::default() },
-        ..Settings::default()
-    }
+    Engine::open(parts(bucket, disk), settings)
 }
 
 fn step(engine: &Engine, job: Job) {
@@ -75,10 +61,6 @@ fn settle(engine: &Engine) {
     engine.step(Job::Freeze).expect("fair weather");
     let jobs = [Job::Flush, Job::UploadWal, Job::Publish, Job::Compact, Job::CollectGarbage];
     while jobs.iter().any(|job| engine.step(*job).expect("fair weather")) {}
-}
-
-fn status(engine: &Engine, name: &str) -> u64 {
-    engine.status().get(name).unwrap_or_else(|| panic!("no counter {name}"))
 }
 
 /// Rows that look like nothing in particular.
@@ -120,31 +102,6 @@ fn named(engine: &Arc<Engine>) -> Option<Rows> {
     tree.expect("reads").map(|tree| all(engine, &mut txn, tree))
 }
 
-fn all(engine: &Arc<Engine>, txn: &mut Txn, tree: TreeId) -> Rows {
-    let mut cursor = Cursor::new(engine);
-    cursor.open(txn, tree, ReadAs::Snapshot).expect("opens");
-    let mut found = Rows::new();
-    let mut more = cursor.seek_first(txn).expect("seeks");
-    while more {
-        assert_eq!(cursor.entry(), (cursor.key(), cursor.value()));
-        found.insert(cursor.key().to_vec(), cursor.value().to_vec());
-        more = cursor.next(txn).expect("steps");
-    }
-    let mut backward = Rows::new();
-    more = cursor.seek_last(txn).expect("seeks");
-    while more {
-        assert_eq!(cursor.entry(), (cursor.key(), cursor.value()));
-        backward.insert(cursor.key().to_vec(), cursor.value().to_vec());
-        more = cursor.prev(txn).expect("steps");
-    }
-    assert_eq!(found, backward, "both directions show the same");
-    for (key, value) in found.iter().step_by(7) {
-        let got = txn.get(tree, key, ReadAs::Snapshot, <[u8]>::to_vec).expect("reads");
-        assert_eq!(got.as_ref(), Some(value), "a get finds what a scan shows");
-    }
-    found
-}
-
 fn write(engine: &Arc<Engine>, tree: TreeId, changes: &BTreeMap<Vec<u8>, Option<Vec<u8>>>) {
     for part in changes.iter().collect::<Vec<_>>().chunks(50) {
         let mut txn = engine.begin();
@@ -156,15 +113,6 @@ fn write(engine: &Arc<Engine>, tree: TreeId, changes: &BTreeMap<Vec<u8>, Option<
             }
         }
         txn.commit().expect("commits");
-    }
-}
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 20) % n
     }
 }
 
@@ -627,7 +575,7 @@ fn a_writer_that_was_taken_over_finishes_no_load() {
     let mut early = engine.load(TreeId(70)).unwrap();
     fill(&mut early, &rows(1000, 8));
     let finished = loaded(&engine, TreeId(71), &rows(1000, 9));
-    let next = open(&SimDisk::new(3), Arc::clone(&place.bucket) as _, settings(Background::Manual)).unwrap();
+    let next = open(&SimDisk::new(3), Arc::clone(&place.bucket) as _, small(Background::Manual)).unwrap();
     settle(&next);
     assert_eq!(early.finish().map(drop).unwrap_err().kind(), Kind::Fenced);
     let mut txn = engine.begin();
@@ -642,7 +590,7 @@ fn a_bucket_that_refuses_ends_a_load_and_the_next_one_succeeds() {
     let place = Place::new();
     let faulty = FaultyBucket::new(Arc::clone(&place.bucket) as _, 1, Vec::new()).with_tries(1);
     let faulty = Arc::new(faulty);
-    let engine = open(&place.disk, Arc::clone(&faulty) as _, settings(Background::Manual)).unwrap();
+    let engine = open(&place.disk, Arc::clone(&faulty) as _, small(Background::Manual)).unwrap();
     let want = rows(2000, 10);
     let outage = Rule::new("*/sst/*", Effect::Status { code: 503, burst: 0 }).on(Operation::Put);
     faulty.faults().set_rules(vec![outage]);
@@ -663,7 +611,7 @@ fn a_bucket_that_refuses_ends_a_load_and_the_next_one_succeeds() {
 fn loads_of_many_threads_do_not_meet() {
     let place = Place::new();
     let bucket = Arc::new(FaultyBucket::new(Arc::clone(&place.bucket) as _, 5, Vec::new()).with_tries(2));
-    let engine = open(&place.disk, Arc::clone(&bucket) as _, settings(Background::Threads)).unwrap();
+    let engine = open(&place.disk, Arc::clone(&bucket) as _, small(Background::Threads)).unwrap();
     bucket.faults().set_rules(Rule::weather(0.1));
     let loader = |thread: u64| {
         let mut kept = Vec::new();
@@ -726,7 +674,7 @@ fn a_load_waits_for_the_bucket_until_somebody_kills_it() {
     let place = Place::new();
     let faulty = FaultyBucket::new(Arc::clone(&place.bucket) as _, 1, Vec::new()).with_tries(1);
     let faulty = Arc::new(faulty);
-    let engine = open(&place.disk, Arc::clone(&faulty) as _, settings(Background::Threads)).unwrap();
+    let engine = open(&place.disk, Arc::clone(&faulty) as _, small(Background::Threads)).unwrap();
     let want = rows(3000, 11);
     let outage = || Rule::new("*/sst/*", Effect::Status { code: 503, burst: 0 }).on(Operation::Put);
     faulty.faults().set_rules(vec![outage()]);

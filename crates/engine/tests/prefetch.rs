@@ -3,16 +3,21 @@
 #![allow(clippy::unwrap_used, reason = "a test may fail")]
 #![allow(clippy::disallowed_methods, reason = "requests have to meet on real threads")]
 
+mod common;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use bucket::{Bucket, Effect, FaultyBucket, MemoryBucket, Operation, Rule};
-use engine::{Background, Engine, Job, Parts, ReadAs, Settings, SimDisk, SystemClock, TreeId};
+use common::{noise, parts};
+use engine::{Background, Engine, Job, ReadAs, Settings, SimDisk, TreeId};
 
 const TREE: TreeId = TreeId(70);
 const ROWS: u32 = 40_000;
 const KEYS: u32 = 100;
+/// Bytes of a value.
+const VALUE: usize = 200;
 
 /// Counts requests, and the times that one had to be waited for while no other was under way.
 #[derive(Default)]
@@ -37,21 +42,9 @@ impl Waits {
 }
 
 fn open(bucket: Arc<dyn Bucket>, background: Background, disk_cache_bytes: u64) -> Arc<Engine> {
-    let parts =
-        Parts { bucket, disk: Arc::new(SimDisk::new(1)), clock: Arc::new(SystemClock::default()), seed: 1 };
     let mut settings = Settings { background, disk_cache_bytes, ..Settings::default() };
     settings.shape.sst_bytes = 1 << 20;
-    Engine::open(parts, settings).unwrap()
-}
-
-/// Does not pack.
-fn value(row: u32) -> Vec<u8> {
-    let mut state = u64::from(row) + 1;
-    let next = |_| {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 56) as u8
-    };
-    (0..200).map(next).collect()
+    Engine::open(parts(bucket, &SimDisk::new(1)), settings).unwrap()
 }
 
 /// Rows in two runs, in the bucket alone: `second` are newer versions.
@@ -61,7 +54,9 @@ fn filled(second: u32) -> Arc<MemoryBucket> {
     for (rows, shift) in [(0..ROWS, 0), (0..second, 1)] {
         for chunk in rows.collect::<Vec<_>>().chunks(1000) {
             let mut txn = engine.begin();
-            chunk.iter().for_each(|row| txn.put(TREE, &row.to_be_bytes(), &value(row + shift)).unwrap());
+            chunk
+                .iter()
+                .for_each(|row| txn.put(TREE, &row.to_be_bytes(), &noise(row + shift, VALUE)).unwrap());
             txn.commit().unwrap();
         }
         for job in [Job::Freeze, Job::Flush, Job::Publish] {
@@ -111,7 +106,7 @@ fn a_hundred_cold_reads_wait_for_a_few_round_trips() {
         .iter()
         .map(|key| {
             let row = u32::from_be_bytes(*key);
-            Some(value(row + u32::from(row < ROWS / 2)))
+            Some(noise(row + u32::from(row < ROWS / 2), VALUE))
         })
         .collect();
 
@@ -151,7 +146,7 @@ fn a_batch_without_threads_or_without_room_on_disk_changes_no_answer() {
         assert_eq!(found[100], None);
         for (key, found) in keys.iter().zip(found).filter(|(key, _)| u32::from_be_bytes(**key) < ROWS) {
             let row = u32::from_be_bytes(*key);
-            assert_eq!(found, Some(value(row + u32::from(row < 100))), "{row}");
+            assert_eq!(found, Some(noise(row + u32::from(row < 100), VALUE)), "{row}");
         }
         engine.close().unwrap();
     }
@@ -179,7 +174,7 @@ fn in_runs(runs: u32) -> Arc<MemoryBucket> {
     for run in 0..runs {
         let mut txn = engine.begin();
         for row in (0..4000).filter(|row| row % runs == run) {
-            txn.put(TREE, &u32::to_be_bytes(row), &value(row)).unwrap();
+            txn.put(TREE, &u32::to_be_bytes(row), &noise(row, VALUE)).unwrap();
         }
         txn.commit().unwrap();
         for job in [Job::Freeze, Job::Flush, Job::Publish] {
@@ -204,7 +199,7 @@ fn a_cold_look_up_in_many_runs_waits_as_if_there_were_one() {
         let engine = open(bucket, background, 1 << 30);
         waits.take();
         // Of the oldest run; all newer ones have keys on both sides of it.
-        assert_eq!(read(&engine, &[2000u32.to_be_bytes()]), vec![Some(value(2000))]);
+        assert_eq!(read(&engine, &[2000u32.to_be_bytes()]), vec![Some(noise(2000, VALUE))]);
         assert_eq!(read(&engine, &[9000u32.to_be_bytes()]), vec![None]);
         let (_, round_trips) = waits.take();
         engine.close().unwrap();

@@ -3,26 +3,23 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may fail")]
 
+mod common;
+
 use std::sync::Arc;
 
 use bucket::MemoryBucket;
+use common::{noise, parts, status};
 use engine::limits::BYTES_A_STEP;
-use engine::{Background, Cursor, Engine, Job, Parts, ReadAs, Settings, SimDisk, SystemClock, TreeId, Txn};
+use engine::{Background, Cursor, Engine, Job, ReadAs, Settings, SimDisk, TreeId, Txn};
 
 const TREE: TreeId = TreeId(70);
 const ROWS: u32 = 8000;
 
 fn open() -> Arc<Engine> {
-    let parts = Parts {
-        bucket: Arc::new(MemoryBucket::new()),
-        disk: Arc::new(SimDisk::new(1)),
-        clock: Arc::new(SystemClock::default()),
-        seed: 1,
-    };
     let mut settings = Settings { background: Background::Manual, ..Settings::default() };
     settings.shape.sst_bytes = 256 << 10;
     settings.shape.level_base_bytes = 4 << 20;
-    Engine::open(parts, settings).unwrap()
+    Engine::open(parts(Arc::new(MemoryBucket::new()), &SimDisk::new(1)), settings).unwrap()
 }
 
 fn flush(engine: &Engine, txn: &mut Txn) {
@@ -38,27 +35,13 @@ fn filled() -> Arc<Engine> {
     // The oldest sinks unread, the other four are merged into it.
     for run in 0..5 {
         for row in (run..ROWS).step_by(5) {
-            txn.put(TREE, &row.to_be_bytes(), &value(row)).unwrap();
+            txn.put(TREE, &row.to_be_bytes(), &noise(row, 100)).unwrap();
         }
         flush(&engine, &mut txn);
     }
     while engine.step(Job::Compact).unwrap() {}
-    assert_eq!(number(&engine, "l0_runs"), 0);
+    assert_eq!(status(&engine, "l0_runs"), 0);
     engine
-}
-
-/// Does not pack.
-fn value(row: u32) -> Vec<u8> {
-    let mut state = u64::from(row) + 1;
-    let next = |_| {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 56) as u8
-    };
-    (0..100).map(next).collect()
-}
-
-fn number(engine: &Engine, name: &str) -> u64 {
-    engine.status().get(name).unwrap()
 }
 
 /// The first row at or after this one.
@@ -75,11 +58,11 @@ fn read_until_merged(engine: &Arc<Engine>, mut read: impl FnMut(u32)) -> (u32, u
     let mut of_some = 0;
     for reads in 0..1_000_000 {
         if reads == 100 {
-            of_some = number(engine, "read_steps_in_vain");
+            of_some = status(engine, "read_steps_in_vain");
         }
-        let (wasted, before) = (number(engine, "read_steps_in_vain"), number(engine, "compacted_bytes_read"));
+        let (wasted, before) = (status(engine, "read_steps_in_vain"), status(engine, "compacted_bytes_read"));
         if engine.step(Job::Compact).unwrap() {
-            let merged = number(engine, "compacted_bytes_read") - before;
+            let merged = status(engine, "compacted_bytes_read") - before;
             assert!(merged <= wasted * BYTES_A_STEP, "{merged} bytes for {wasted} steps");
             while engine.step(Job::Compact).unwrap() {}
             return (reads, of_some);
@@ -90,10 +73,10 @@ fn read_until_merged(engine: &Arc<Engine>, mut read: impl FnMut(u32)) -> (u32, u
 }
 
 fn nothing_more_is_merged(engine: &Arc<Engine>, mut read: impl FnMut(u32)) {
-    let before = (number(engine, "compactions"), number(engine, "read_steps_in_vain"));
+    let before = (status(engine, "compactions"), status(engine, "read_steps_in_vain"));
     (0..2000).for_each(&mut read);
     assert!(!engine.step(Job::Compact).unwrap());
-    assert_eq!((number(engine, "compactions"), number(engine, "read_steps_in_vain")), before);
+    assert_eq!((status(engine, "compactions"), status(engine, "read_steps_in_vain")), before);
 }
 
 #[test]
@@ -113,7 +96,7 @@ fn a_queue_whose_readers_step_over_its_deleted_front_is_merged_once_and_only_the
         (9_000..11_000).contains(&of_hundred),
         "two steps for each deleted row, not {of_hundred} of 100 reads"
     );
-    assert_eq!(number(&engine, "l0_runs"), 0);
+    assert_eq!(status(&engine, "l0_runs"), 0);
     // What is left of the sums that were too small to be charged.
     (0..2000).for_each(&mut read);
     nothing_more_is_merged(&engine, read);
@@ -124,14 +107,14 @@ fn runs_that_lookups_seek_in_for_nothing_are_merged() {
     let engine = filled();
     let mut txn = engine.begin();
     for run in 0..3 {
-        (run..ROWS).step_by(400).for_each(|row| txn.put(TREE, &row.to_be_bytes(), &value(row)).unwrap());
+        (run..ROWS).step_by(400).for_each(|row| txn.put(TREE, &row.to_be_bytes(), &noise(row, 100)).unwrap());
         flush(&engine, &mut txn);
     }
     // A look-up of one key is told by filters and costs them nothing.
     for row in 0..ROWS {
         assert!(txn.get(TREE, &row.to_be_bytes(), ReadAs::Snapshot, |_| ()).unwrap().is_some());
     }
-    assert_eq!(number(&engine, "read_steps_in_vain"), 0);
+    assert_eq!(status(&engine, "read_steps_in_vain"), 0);
     assert!(!engine.step(Job::Compact).unwrap());
 
     let mut cursor = Cursor::new(&engine);
@@ -141,13 +124,13 @@ fn runs_that_lookups_seek_in_for_nothing_are_merged() {
     };
     let (reads, _) = read_until_merged(&engine, &mut read);
     assert!(reads > 1000, "{reads} reads have not wasted what the merge costs");
-    assert_eq!(number(&engine, "l0_runs"), 0);
-    let merges = number(&engine, "compactions");
+    assert_eq!(status(&engine, "l0_runs"), 0);
+    let merges = status(&engine, "compactions");
     (0..20_000).for_each(|n| {
         read(n);
         assert!(!engine.step(Job::Compact).unwrap(), "one run is all that is left");
     });
-    assert_eq!(number(&engine, "compactions"), merges);
+    assert_eq!(status(&engine, "compactions"), merges);
 }
 
 /// What an old snapshot still sees can't be left out, however often it is stepped over.
@@ -159,13 +142,13 @@ fn where_a_merge_spares_nothing_it_is_not_made_again() {
     let mut txn = engine.begin();
     (0..2000_u32).for_each(|row| txn.delete(TREE, &row.to_be_bytes()).unwrap());
     flush(&engine, &mut txn);
-    let merges = number(&engine, "compactions");
+    let merges = status(&engine, "compactions");
     let mut cursor = Cursor::new(&engine);
     for _ in 0..3000 {
         assert_eq!(first_from(&engine, &mut cursor, 0).unwrap(), 2000_u32.to_be_bytes());
         engine.step(Job::Compact).unwrap();
     }
-    let merges = number(&engine, "compactions") - merges;
+    let merges = status(&engine, "compactions") - merges;
     assert!((1..=3).contains(&merges), "{merges} merges");
     assert!(old.get(TREE, &7_u32.to_be_bytes(), ReadAs::Snapshot, |_| ()).unwrap().is_some());
 }

@@ -1,25 +1,23 @@
 //! What transactions promise, through the public face of the engine.
 
+mod common;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bucket::MemoryBucket;
+use common::parts;
 use engine::{
-    Cursor, Engine, FIRST_ALLOCATED_TREE, Granted, Isolation, Kind, LockMode, LockWait, Parts, ReadAs,
-    Result, Settings, SimDisk, SystemClock, TreeId, Txn,
+    Cursor, Engine, FIRST_ALLOCATED_TREE, Granted, Isolation, Kind, LockMode, LockWait, ReadAs, Result,
+    Settings, SimDisk, TreeId, Txn,
 };
 
 const TREE: TreeId = TreeId(7);
 const LONG: LockWait<'static> = LockWait { timeout: Duration::from_secs(50), interrupted: &|| false };
 
 fn engine() -> Arc<Engine> {
-    let parts = Parts {
-        bucket: Arc::new(MemoryBucket::new()),
-        disk: Arc::new(SimDisk::new(1)),
-        clock: Arc::new(SystemClock::default()),
-        seed: 1,
-    };
+    let parts = parts(Arc::new(MemoryBucket::new()), &SimDisk::new(1));
     Engine::open(parts, Settings::default()).expect("a fresh bucket opens")
 }
 
