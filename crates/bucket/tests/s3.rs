@@ -8,6 +8,7 @@ mod suite;
 use std::collections::HashMap;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -308,6 +309,95 @@ fn a_read_that_is_slow_by_bad_luck_is_overtaken_by_a_second_one() {
     assert_eq!(read.concat(), [&suite::body(1_000)[0..10], &suite::body(1_000)[20..30]].concat());
     assert_eq!(bucket.meters().hedged.requests(), 1);
     assert_eq!(bucket.meters().get.errors(), 0);
+}
+
+#[test]
+fn a_large_read_that_does_not_begin_is_overtaken_too() {
+    let (server, _) = ours(vec![]);
+    let bucket = client(&server);
+    let body = suite::body(4 << 20);
+    bucket.put(&name("sst"), body.clone()).unwrap();
+    let slow = Effect::Latency { p50: Duration::from_secs(60), p99: Duration::from_secs(60) };
+    let stuck = || server.faults().set_rules(vec![Rule::new("*", slow).times(1)]);
+    stuck();
+    assert!(bucket.get(&name("sst")).unwrap() == body);
+    stuck();
+    let near = bucket.get_ranges(&name("sst"), &[5..1 << 20, 1 << 20..3 << 20]).unwrap();
+    assert!(near.concat() == body[5..3 << 20]);
+    assert_eq!(bucket.meters().hedged.requests(), 2);
+    assert_eq!(bucket.meters().get.errors(), 0);
+}
+
+/// Numbers below what it is asked for, other ones for each seed.
+fn dice(seed: u64) -> impl FnMut(u64) -> u64 {
+    let mut state = seed + 1;
+    move |below| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % below
+    }
+}
+
+fn random_bytes(seed: u64, length: usize) -> Bytes {
+    let mut dice = dice(seed);
+    (0..length).map(|_| dice(256) as u8).collect::<Vec<_>>().into()
+}
+
+/// Ranges of an object of `length`: most short, one that alone is above what is raced in whole.
+fn random_ranges(dice: &mut impl FnMut(u64) -> u64, length: u64) -> Vec<Range<u64>> {
+    (0..1 + dice(4))
+        .map(|_| {
+            let longest = [100, 20_000, 200_000, 3 << 19][dice(4) as usize];
+            let start = dice(length);
+            start..(start + dice(longest)).min(length)
+        })
+        .collect()
+}
+
+/// Half of the slow ones are answered long after somebody else has won, while other reads are under way on the same connections.
+#[test]
+fn reads_that_are_overtaken_bring_the_same_bytes() {
+    let (server, _) = ours(vec![]);
+    let bucket = client(&server);
+    let objects: Vec<Bytes> = (0..4).map(|n| random_bytes(n, (3 << 20) - n as usize * 1000)).collect();
+    for (number, object) in objects.iter().enumerate() {
+        bucket.put(&name(&format!("sst/{number}")), object.clone()).unwrap();
+    }
+    // So many that were quick that a read is soon a slow one, and that many may be overtaken.
+    (0..1500).for_each(|_| drop(bucket.get_ranges(&name("sst/0"), &[7..9, 3..4]).unwrap()));
+    let slow = |millis, share| {
+        let wait = Duration::from_millis(millis);
+        Rule::new("*", Effect::Latency { p50: wait, p99: wait }).with_probability(share)
+    };
+    let mut rules = vec![slow(80, 0.15), slow(200, 0.05)];
+    rules.extend(weather(0.1));
+    server.faults().set_rules(rules);
+    std::thread::scope(|scope| {
+        for reader in 0..4u64 {
+            let (bucket, objects) = (&bucket, &objects);
+            scope.spawn(move || {
+                let mut dice = dice(reader);
+                for _ in 0..150 {
+                    let number = dice(4) as usize;
+                    let (name, object) = (name(&format!("sst/{number}")), &objects[number]);
+                    if dice(20) == 0 {
+                        assert!(bucket.get(&name).unwrap() == object, "all of {name}");
+                        continue;
+                    }
+                    let ranges = random_ranges(&mut dice, object.len() as u64);
+                    let pieces = bucket.get_ranges(&name, &ranges).unwrap();
+                    assert_eq!(pieces.len(), ranges.len());
+                    for (range, piece) in ranges.iter().zip(pieces) {
+                        assert!(
+                            piece == object[range.start as usize..range.end as usize],
+                            "{range:?} of {name}"
+                        );
+                    }
+                }
+            });
+        }
+    });
+    let hedged = bucket.meters().hedged.requests();
+    assert!(hedged > 40, "only {hedged} reads were overtaken");
 }
 
 #[test]

@@ -95,7 +95,7 @@ impl Call<'_> {
 }
 
 /// When a read has taken longer than nearly all before it, a second one is sent, and the first answer wins: a store's slow
-/// requests are slow by bad luck more often than by load.
+/// requests are slow by bad luck more often than by load. Of a large read that is said of the wait until its answer begins.
 #[derive(Debug)]
 pub(super) struct Hedge(Mutex<Pace>);
 
@@ -113,8 +113,8 @@ const SLOW_MIN: Duration = Duration::from_millis(20);
 const SLOW_MAX: Duration = Duration::from_secs(5);
 /// At most one read in so many is sent twice, lest an overloaded store gets more load.
 const HEDGED_SHARE: u64 = 20;
-/// Larger reads take their time by their size.
-const HEDGED_BYTES_MAX: u64 = 1 << 20;
+/// A read of more takes its time by its size once its answer has begun, and there would be much to throw away: that part is not raced.
+pub(super) const RACED_WHOLE_BYTES_MAX: u64 = 1 << 20;
 
 impl Default for Hedge {
     fn default() -> Self {
@@ -124,18 +124,10 @@ impl Default for Hedge {
 
 impl Hedge {
     /// The answer of `attempt`, or of a second one like it. `meter` counts the second.
-    pub async fn first_of<T, F>(
-        &self,
-        bytes: u64,
-        meter: &OpMeter,
-        attempt: impl Fn() -> F,
-    ) -> Result<T, Failure>
+    pub async fn first_of<T, F>(&self, meter: &OpMeter, attempt: impl Fn() -> F) -> Result<T, Failure>
     where
         F: Future<Output = Result<T, Failure>>,
     {
-        if bytes > HEDGED_BYTES_MAX {
-            return attempt().await;
-        }
         let started = Instant::now();
         let answer = self.race(meter, attempt).await;
         if answer.is_ok() {
@@ -197,7 +189,10 @@ fn backoff(tries: u32) -> Duration {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
 
     #[test]
@@ -216,6 +211,95 @@ mod tests {
         }
         let slow = pace.slow.as_millis();
         assert!((900..=990).contains(&slow), "{slow} ms of up to 1000");
+    }
+
+    /// How a try ends, after how many milliseconds.
+    type End = (u64, Result<u8, u8>);
+
+    /// What comes of a read whose tries end so, after how many milliseconds, and how many tries there were. The second one, if it may be
+    /// sent, begins after 100.
+    fn raced(ends: [End; 2], allowed: bool) -> (Result<u8, String>, u64, usize) {
+        let hedged = if allowed { 0 } else { 2 };
+        let hedge = Hedge(Mutex::new(Pace { slow: Duration::from_millis(100), reads: 0, hedged }));
+        let (begun, under_way) = (Cell::new(0), Cell::new(0));
+        let attempt = || {
+            let (after, end) = ends[begun.replace(begun.get() + 1)];
+            let under_way = &under_way;
+            async move {
+                under_way.set(under_way.get() + 1);
+                let _end = Ends(under_way);
+                tokio::time::sleep(Duration::from_millis(after)).await;
+                end.map_err(|error| Failure::Torn(error.to_string()))
+            }
+        };
+        let meter = OpMeter::default();
+        // Time stands still but for these waits, and goes by in an instant.
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        runtime.enable_time().start_paused(true).build().unwrap().block_on(async {
+            let started = Instant::now();
+            let answer = hedge.first_of(&meter, attempt).await;
+            assert_eq!(under_way.get(), 0, "whoever loses is not waited for, and does not go on");
+            assert_eq!(meter.requests(), begun.get() as u64 - 1);
+            let answer = answer.map_err(|failure| failure.explain(&Seen::default()).1);
+            (answer, started.elapsed().as_millis() as u64, begun.get())
+        })
+    }
+
+    struct Ends<'a>(&'a Cell<i32>);
+
+    impl Drop for Ends<'_> {
+        fn drop(&mut self) {
+            self.0.set(self.0.get() - 1);
+        }
+    }
+
+    #[test]
+    fn of_two_tries_the_first_good_answer_wins_and_a_failure_only_if_both_fail() {
+        let torn = |error: &str| Err(error.to_owned());
+        for (first, second, expected) in [
+            ((99, Ok(1)), (0, Ok(2)), (Ok(1), 99, 1)),
+            ((99, Err(1)), (0, Ok(2)), (torn("1"), 99, 1)),
+            ((301, Ok(1)), (100, Ok(2)), (Ok(2), 200, 2)),
+            // Slow, and then a failure: before the second answers, and after.
+            ((151, Err(1)), (100, Ok(2)), (Ok(2), 200, 2)),
+            ((301, Err(1)), (100, Ok(2)), (Ok(2), 200, 2)),
+            // The second fails first: the first is still good.
+            ((301, Ok(1)), (100, Err(2)), (Ok(1), 301, 2)),
+            ((151, Ok(1)), (100, Err(2)), (Ok(1), 151, 2)),
+            // Both: what is told is the failure that the watch from outside saw.
+            ((151, Err(1)), (100, Err(2)), (torn("1"), 200, 2)),
+            ((301, Err(1)), (100, Err(2)), (torn("1"), 301, 2)),
+        ] {
+            assert_eq!(raced([first, second], true), expected, "{first:?} {second:?}");
+        }
+    }
+
+    #[test]
+    fn two_tries_end_as_the_better_of_them_whatever_they_do() {
+        let mut state = 20_261_123u64;
+        let mut dice = |below: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % below
+        };
+        for _ in 0..3000 {
+            let mut end = |odd: u64, name: u8| -> End {
+                (dice(200) * 2 + odd, if dice(2) == 0 { Ok(name) } else { Err(name) })
+            };
+            // Never at the same moment.
+            let (first, second) = (end(1, 1), end(0, 2));
+            let allowed = dice(4) > 0;
+            let late = (second.0 + 100, second.1);
+            let (end, tries) = match (first, late) {
+                _ if first.0 < 100 => (first, 1),
+                _ if !allowed => (first, 1),
+                ((_, Ok(_)), (_, Err(_))) => (first, 2),
+                ((_, Err(_)), (_, Ok(_))) => (late, 2),
+                ((_, Err(_)), (_, Err(_))) => ((first.0.max(late.0), first.1), 2),
+                _ => (if first.0 < late.0 { first } else { late }, 2),
+            };
+            let expected = (end.1.map_err(|error| error.to_string()), end.0, tries);
+            assert_eq!(raced([first, second], allowed), expected, "{first:?} {second:?} {allowed}");
+        }
     }
 
     #[test]

@@ -26,9 +26,9 @@ use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::list::{PaginatedListOptions, PaginatedListStore};
 use object_store::multipart::{MultipartStore, PartId};
 use object_store::path::Path;
-use object_store::{GetOptions, GetRange, ObjectStore, PutMode, PutOptions, RetryConfig};
+use object_store::{GetOptions, GetRange, GetResult, ObjectStore, PutMode, PutOptions, RetryConfig};
 
-use self::call::{Call, Hedge};
+use self::call::{Call, Hedge, RACED_WHOLE_BYTES_MAX};
 use self::failure::Failure;
 use crate::api::{check_prefix, check_ranges};
 use crate::faulty::sort_and_drop_repeats;
@@ -260,25 +260,35 @@ impl S3Bucket {
         self.meters.put.count(0);
     }
 
-    async fn get_range(
+    /// A range of an object, or all of it; and how long the object is.
+    async fn read(
         &self,
         path: &Path,
         name: &ObjectName,
-        range: Range<u64>,
+        range: Option<Range<u64>>,
     ) -> Result<(Bytes, u64), BucketError> {
-        let bytes = range.end - range.start;
-        let read = || async {
-            let options = GetOptions { range: Some(GetRange::Bounded(range.clone())), ..Default::default() };
-            let answer = self.store.get_opts(path, options).await?;
+        let bytes = range.as_ref().map(|range| range.end - range.start);
+        let ask = || async {
+            let range = range.clone().map(GetRange::Bounded);
+            Ok(self.store.get_opts(path, GetOptions { range, ..Default::default() }).await?)
+        };
+        let receive = |answer: GetResult| async {
             let (size, expected) = (answer.meta.size, answer.range.end - answer.range.start);
-            let body = answer.bytes().await?;
+            let body = answer.bytes().await.map_err(|error| Failure::Torn(failure::chain(&error)))?;
             if body.len() as u64 != expected {
                 return Err(Failure::Torn(format!("{} of {expected} bytes arrived", body.len())));
             }
             Ok((body, size))
         };
-        let call = self.call(Operation::Get, name, bytes);
-        call.send(async |_| self.hedge.first_of(bytes, &self.meters.hedged, read).await).await
+        let hedged = &self.meters.hedged;
+        let call = self.call(Operation::Get, name, bytes.unwrap_or(0));
+        call.send(async |_| match bytes {
+            Some(..=RACED_WHOLE_BYTES_MAX) => {
+                self.hedge.first_of(hedged, || async { receive(ask().await?).await }).await
+            }
+            _ => receive(self.hedge.first_of(hedged, ask).await?).await,
+        })
+        .await
     }
 
     async fn fetch_ranges(
@@ -288,7 +298,7 @@ impl S3Bucket {
         ranges: &[Range<u64>],
     ) -> Result<Vec<Bytes>, BucketError> {
         let pieces = coalesce(ranges);
-        let fetches = pieces.iter().map(|piece| self.get_range(path, name, piece.clone()));
+        let fetches = pieces.iter().map(|piece| self.read(path, name, Some(piece.clone())));
         let fetched: Vec<(Bytes, u64)> = stream::iter(fetches).buffered(CONCURRENCY).try_collect().await?;
         let size = match fetched.first() {
             Some((_, size)) => *size,
@@ -381,19 +391,7 @@ impl Bucket for S3Bucket {
 
     fn get(&self, name: &ObjectName) -> Result<Bytes, BucketError> {
         let path = self.path(Operation::Get, name)?;
-        let body = self.run(async {
-            let call = self.call(Operation::Get, name, 0);
-            call.send(async |_| {
-                let answer = self.store.get_opts(&path, GetOptions::default()).await?;
-                let expected = answer.meta.size;
-                let body = answer.bytes().await?;
-                if body.len() as u64 != expected {
-                    return Err(Failure::Torn(format!("{} of {expected} bytes arrived", body.len())));
-                }
-                Ok(body)
-            })
-            .await
-        })?;
+        let (body, _) = self.run(self.read(&path, name, None))?;
         self.meters.get.count_bytes(body.len() as u64);
         Ok(body)
     }
