@@ -951,7 +951,7 @@ impl RowCursor {
             kept.clear();
             kept.extend_from_slice(row);
         })?;
-        if found.is_none() || entry && !self.entry_is_current()? {
+        if found.is_none() || entry && !(self.entry_is_current()? && self.still_meets_condition(record)?) {
             self.give_back_lock(session);
             // Others were here since the cursor was opened: what they wrote further on is wanted too.
             self.stale = self.place == Place::On && self.opened_as == ReadAs::Newest;
@@ -981,6 +981,24 @@ impl RowCursor {
             .map_err(self.table.garbled("a row"))?;
         let entry = if self.place == Place::On { self.engine.key() } else { &self.entry };
         Ok(scratch.entry_key == entry)
+    }
+
+    /// Whether the entry that [`entry_is_current`](Self::entry_is_current) has just made meets the pushed condition. Its key is
+    /// that of the entry which met it, but equal keys may differ in what they spell: 'a' may have become 'A'.
+    fn still_meets_condition(&mut self, record: &mut [u8]) -> Result<bool> {
+        let condition = self.condition.as_deref_mut();
+        let Some(condition) = condition.filter(|condition| self.index == Some(condition.index)) else {
+            return Ok(true);
+        };
+        let Scratch { entry_key, entry_value, weights, .. } = &mut self.scratch;
+        self.table.layout.indexes[condition.index]
+            .decode(&condition.entry, entry_key, entry_value, record, weights)
+            .map_err(self.table.garbled("an index entry"))?;
+        match (condition.check)(record) {
+            Verdict::Take => Ok(true),
+            Verdict::Skip | Verdict::PastTheEnd => Ok(false),
+            Verdict::Killed => Err(killed()),
+        }
     }
 
     /// The row whose primary key is the bound.

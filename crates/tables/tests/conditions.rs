@@ -145,3 +145,63 @@ fn a_condition_is_refused_where_entries_can_not_answer_it_or_locks_would_be_lost
         assert_eq!(pushed, expected, "{lock:?}, repeatable: {repeatable}");
     }
 }
+
+/// A change of case keeps the entry's key, so the row that is locked at last is the one that the entry led to.
+#[test]
+fn under_a_lock_the_condition_is_asked_about_the_newest_spelling() {
+    const BY_NAME: usize = 1;
+    const BY_UNIQUE_NAME: usize = 2;
+    let store = store();
+    let shape = Shape::new(
+        &[int(4), varchar(8, Text::Caseless)],
+        &[unique(&[part(0)]), plain(&[part(1)]), unique(&[part(1)])],
+    );
+    let mut handler = create(&store, "d/t", &shape);
+    let mut other = open(&store, "d/t", &shape);
+    let (mut reader, mut writer) = (session(&store), session(&store));
+    writer.statement_begin();
+    for (id, name) in [(1, "ann"), (2, "bob"), (3, "cyd")] {
+        other.insert(&mut writer, &[V::I(id), text(name)]).unwrap();
+    }
+    writer.commit().unwrap();
+    let mut rename = |writer: &mut Session, id: i64, name: &str| {
+        writer.statement_begin();
+        other.cursor.set_lock(RowLock::Exclusive);
+        other.read(writer, 0, &[V::I(id)], ReadFlag::Exact).unwrap();
+        other.update(writer, &[V::I(id), text(name)]).unwrap();
+    };
+    reader.set_repeatable_read(false);
+    reader.set_lock_timeout(std::time::Duration::from_secs(60));
+    reader.statement_begin();
+    handler.cursor.set_lock(RowLock::Exclusive);
+    let lower = |values: &[V]| {
+        let lower = ["ann", "bob", "cyd"].map(text).contains(&values[0]);
+        if lower { Verdict::Take } else { Verdict::Skip }
+    };
+
+    assert_eq!(push(&mut handler, &reader, BY_NAME, &[1], lower), Pushed::WithRange);
+    handler.cursor.start(Some(BY_NAME)).unwrap();
+    assert_eq!(handler.next(&mut reader), Some(vec![V::I(1), text("ann")]));
+    rename(&mut writer, 2, "BOB");
+    writer.commit().unwrap();
+    assert_eq!(handler.next(&mut reader), Some(vec![V::I(3), text("cyd")]), "2 is BOB by now");
+    assert_eq!(handler.next(&mut reader), None);
+    rename(&mut writer, 2, "bob");
+    writer.commit().unwrap();
+    reader.commit().unwrap();
+
+    reader.statement_begin();
+    assert_eq!(push(&mut handler, &reader, BY_UNIQUE_NAME, &[1], lower), Pushed::WithRange);
+    rename(&mut writer, 2, "BOB");
+    std::thread::scope(|scope| {
+        let read = scope.spawn(|| handler.read(&mut reader, BY_UNIQUE_NAME, &[text("bob")], ReadFlag::Exact));
+        while store.engine().status().get("locks_waiting") != Some(1) {
+            assert!(!read.is_finished(), "the writer has the row");
+            std::thread::yield_now();
+        }
+        writer.commit().unwrap();
+        assert_eq!(read.join().expect("no panic"), None, "2 is BOB by now");
+    });
+    rename(&mut writer, 2, "bob");
+    writer.commit().unwrap();
+}
