@@ -833,14 +833,21 @@ ha_rows ha_cistern::multi_range_read_info(uint index, uint ranges, uint keys, ui
 /* Whether this is where the optimizer answers COUNT(*) of all rows (`opt_sum_query`). */
 static bool wants_exact_count(const TABLE *table)
 {
-  const SELECT_LEX *select= table->pos_in_table_list ? table->pos_in_table_list->select_lex : nullptr;
+  SELECT_LEX *select= table->pos_in_table_list ? table->pos_in_table_list->select_lex : nullptr;
   JOIN *join= select ? select->join : nullptr;
-  if (!join || join->conds || table->in_use->lex->describe)
+  if (!join || !join->implicit_grouping || join->conds || table->in_use->lex->describe)
     return false;
+  List_iterator_fast<TABLE_LIST> leaves(select->leaf_tables);
+  while (TABLE_LIST *leaf= leaves++)
+    for (TABLE_LIST *nest= leaf; nest; nest= nest->embedding)
+      if (nest->on_expr)
+        return false;
   List_iterator_fast<Item> items(join->all_fields);
-  while (Item *item= items++)
-    if (item->type() == Item::SUM_FUNC_ITEM && ((Item_sum *) item)->sum_func() == Item_sum::COUNT_FUNC)
+  while (Item *item= items++) {
+    Item_sum *sum= item->type() == Item::SUM_FUNC_ITEM ? (Item_sum *) item : nullptr;
+    if (sum && sum->sum_func() == Item_sum::COUNT_FUNC && !sum->get_arg(0)->maybe_null())
       return true;
+  }
   return false;
 }
 
