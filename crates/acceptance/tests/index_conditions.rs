@@ -328,7 +328,10 @@ fn rows_are_counted_for_an_answer_and_not_for_a_plan() {
     }
     let (rows, looked_at) = asked("SELECT COUNT(*) FROM t LEFT JOIN (SELECT 1 AS n) AS one ON one.n = t.k");
     assert_eq!(rows, 100_000);
-    assert!(looked_at * 2 < counted * 3, "{looked_at} blocks, and {counted} for all rows: they were counted and read");
+    assert!(
+        looked_at * 2 < counted * 3,
+        "{looked_at} blocks, and {counted} for all rows: they were counted and read"
+    );
     for (sql, rows) in [
         ("SELECT COUNT(*) FROM (SELECT * FROM t) AS d", 100_000),
         ("SELECT COUNT(*) FROM v", 100_000),

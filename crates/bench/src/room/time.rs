@@ -275,7 +275,10 @@ fn start(target: &mut Target, rows: u64, round: u64, lose: Option<PathBuf>) -> R
             break;
         }
         if reads > READS_MAX {
-            gave_up = Some(format!("after {READS_MAX} reads only {:.0} % hit; it was not tried longer", hits * 100.0));
+            gave_up = Some(format!(
+                "after {READS_MAX} reads only {:.0} % hit; it was not tried longer",
+                hits * 100.0
+            ));
             break;
         }
     }
