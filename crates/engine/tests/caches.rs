@@ -170,3 +170,31 @@ fn settings_for_little_memory_fit_it() {
         "what is common is not cut down"
     );
 }
+
+/// Before it merges it looks which ssts it may leave alone, and that is a few blocks of what lies above.
+#[test]
+fn a_merge_on_a_new_node_asks_the_bucket_for_each_byte_once() {
+    let bucket = filled();
+    let engine = open(&bucket, &SimDisk::new(2), settings(Background::Manual));
+    for run in 0..4 {
+        let mut txn = engine.begin();
+        (run..ROWS).step_by(20).for_each(|row| txn.put(TREE, &row.to_be_bytes(), &noise(row, VALUE)).unwrap());
+        txn.commit().unwrap();
+        for job in [Job::Freeze, Job::Flush, Job::Publish] {
+            while engine.step(job).unwrap() {}
+        }
+    }
+    engine.close().unwrap();
+    let ssts = |bucket: &MemoryBucket| -> usize {
+        let contents = bucket.contents().into_iter();
+        contents.filter(|(name, _)| name.as_str().contains("/sst/")).map(|(_, bytes)| bytes.len()).sum()
+    };
+    let bytes = ssts(&bucket) as u64;
+
+    let engine = open(&bucket, &SimDisk::new(3), settings(Background::Manual));
+    let before = status(&engine, "bucket_get_bytes");
+    while engine.step(Job::Compact).unwrap() {}
+    assert_eq!(status(&engine, "l0_runs"), 0);
+    let fetched = status(&engine, "bucket_get_bytes") - before;
+    assert!(fetched * 10 < bytes * 11, "{fetched} bytes fetched, {bytes} there are");
+}
