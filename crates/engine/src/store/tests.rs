@@ -1,5 +1,7 @@
 //! The store over a disk and a bucket that can be meddled with.
 
+mod walks;
+
 use std::sync::Barrier;
 
 use bucket::{Effect, FaultyBucket, MemoryBucket, Rule};
