@@ -6,9 +6,9 @@
 //! * The rows stay as they are, so a transaction whose snapshot is older than the index would miss what it should see by it: it
 //!   is told that the definition has changed.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::{Arc, OnceLock};
 use std::thread::available_parallelism;
 use std::time::Duration;
 
@@ -42,6 +42,14 @@ pub struct BuiltIndexes {
     pub(crate) built: Vec<BuiltIndex>,
     /// The trees of those that are built.
     pub(crate) fresh: Fresh,
+    readers: usize,
+}
+
+impl BuiltIndexes {
+    /// How many have read the table's rows side by side; 0: nothing had to be read.
+    pub fn readers(&self) -> usize {
+        self.readers
+    }
 }
 
 pub(crate) enum BuiltIndex {
@@ -94,9 +102,10 @@ impl RowCursor {
         let new: Vec<(usize, TreeId)> =
             fresh.indexes.iter().enumerate().filter_map(|(index, tree)| Some((index, (*tree)?))).collect();
         let fresh = Fresh::new(&table.store, new.iter().map(|(_, tree)| *tree).collect());
-        let mut built = Vec::new();
+        let (mut built, mut readers) = (Vec::new(), 0);
         if !new.is_empty() {
-            let Gathered { entries, rows, bytes } = gather(&table, &layout, &new, session)?;
+            let Gathered { entries, rows, bytes, readers: all } = gather(&table, &layout, &new, session)?;
+            readers = all;
             let few = bytes <= engine.memtable_bytes() as u64 / FEW_SHARE;
             let mut progress = Progress { done: rows, total: rows * (1 + new.len() as u64) };
             for (entries, (index, tree)) in entries.into_iter().zip(new) {
@@ -114,7 +123,7 @@ impl RowCursor {
                 }
             }
         }
-        Ok(BuiltIndexes { layout, trees, built, fresh })
+        Ok(BuiltIndexes { layout, trees, built, fresh, readers })
     }
 }
 
@@ -125,6 +134,7 @@ struct Gathered {
     rows: u64,
     /// Of all entries.
     bytes: u64,
+    readers: usize,
 }
 
 /// Reads the rows of a stretch of the table, for all new indexes.
@@ -136,8 +146,8 @@ struct Reader<'a> {
     readers: usize,
     /// Rows that all of them have read, about.
     rows: AtomicU64,
-    /// The work of the others is in vain.
-    stopped: AtomicBool,
+    /// The first one, which makes the work of all be in vain.
+    failure: OnceLock<Error>,
 }
 
 /// The entries that all rows make.
@@ -150,36 +160,38 @@ fn gather(
     let most = available_parallelism().map_or(1, |processors| processors.get().min(READERS_MAX));
     let cuts = table.store.engine().cuts(table.state.primary_tree(), most);
     let readers = 1 + cuts.len();
-    let reader =
-        Reader { table, layout, new, readers, rows: AtomicU64::new(0), stopped: AtomicBool::new(false) };
+    let reader = Reader { table, layout, new, readers, rows: AtomicU64::new(0), failure: OnceLock::new() };
     // Reading takes about as long as writing one index.
     let total = table.row_count() * (1 + new.len() as u64);
     let look = |session: &Session| session.go_on(reader.rows.load(Ordering::Relaxed).min(total), total);
     let mut parts: Vec<Option<Gathered>> = (0..readers).map(|_| None).collect();
-    std::thread::scope(|scope| -> Result<()> {
+    std::thread::scope(|scope| {
         let (done, outcomes) = channel();
         // The first stretch is the caller's own.
         for part in 1..readers {
             let (reader, done, to) = (&reader, done.clone(), cuts.get(part));
             let from = &cuts[part - 1];
-            let read = move || _ = done.send((part, reader.read(from, to, || reader.go_on())));
-            let thread =
-                std::thread::Builder::new().name("cistern-index".to_owned()).spawn_scoped(scope, read);
-            thread.map_err(|error| reader.stop(no_thread(error)))?;
-        }
-        drop(done);
-        let own = reader.read(&[], cuts.first(), || look(session));
-        parts[0] = Some(own.map_err(|error| reader.stop(error))?);
-        loop {
-            match outcomes.recv_timeout(LOOK) {
-                Ok((part, outcome)) => parts[part] = Some(outcome.map_err(|error| reader.stop(error))?),
-                Err(RecvTimeoutError::Timeout) => look(session).map_err(|error| reader.stop(error))?,
-                // All have ended. (A panic of one comes out of the scope.)
-                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            let read = move || _ = done.send((part, reader.read(from, to, || Ok(()))));
+            let thread = std::thread::Builder::new().name("cistern-index".to_owned());
+            if let Err(error) = thread.spawn_scoped(scope, read) {
+                reader.fail(no_thread(error));
             }
         }
-    })?;
-    Ok(join(parts.into_iter().flatten().collect(), new.len()))
+        drop(done);
+        parts[0] = reader.read(&[], cuts.first(), || look(session));
+        loop {
+            match outcomes.recv_timeout(LOOK) {
+                Ok((part, read)) => parts[part] = read,
+                Err(RecvTimeoutError::Timeout) => look(session).unwrap_or_else(|error| reader.fail(error)),
+                // All have ended. (A panic of one comes out of the scope.)
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    });
+    match reader.failure.into_inner() {
+        Some(error) => Err(error),
+        None => Ok(join(parts.into_iter().flatten().collect(), new.len())),
+    }
 }
 
 fn no_thread(error: std::io::Error) -> Error {
@@ -191,18 +203,30 @@ fn no_thread(error: std::io::Error) -> Error {
 /// What one reader would have made of all stretches.
 fn join(parts: Vec<Gathered>, indexes: usize) -> Gathered {
     let mut all: Vec<Vec<Sorted>> = (0..indexes).map(|_| Vec::new()).collect();
-    let (mut rows, mut bytes) = (0, 0);
+    let (mut rows, mut bytes, readers) = (0, 0, parts.len());
     for part in parts {
         rows += part.rows;
         bytes += part.bytes;
         all.iter_mut().zip(part.entries).for_each(|(all, entries)| all.push(entries));
     }
-    Gathered { entries: all.into_iter().map(Sorted::join).collect(), rows, bytes }
+    Gathered { entries: all.into_iter().map(Sorted::join).collect(), rows, bytes, readers }
 }
 
 impl Reader<'_> {
-    /// The rows from `from` to before `to`; asks `look` now and then whether to go on.
-    fn read(&self, from: &[u8], to: Option<&Vec<u8>>, look: impl Fn() -> Result<()>) -> Result<Gathered> {
+    /// The rows from `from` to before `to`; asks `look` now and then whether to go on. `None`: it failed, or another reader did.
+    fn read(&self, from: &[u8], to: Option<&Vec<u8>>, look: impl Fn() -> Result<()>) -> Option<Gathered> {
+        self.try_read(from, to, look).unwrap_or_else(|error| {
+            self.fail(error);
+            None
+        })
+    }
+
+    fn try_read(
+        &self,
+        from: &[u8],
+        to: Option<&Vec<u8>>,
+        look: impl Fn() -> Result<()>,
+    ) -> Result<Option<Gathered>> {
         let Self { table, layout, new, .. } = self;
         let engine = table.store.engine();
         let sorter = |_| engine.sorter(new.len() * self.readers);
@@ -229,25 +253,20 @@ impl Reader<'_> {
             if rows % LOOK_EVERY == 0 {
                 self.rows.fetch_add(LOOK_EVERY, Ordering::Relaxed);
                 look()?;
+                if self.failure.get().is_some() {
+                    return Ok(None);
+                }
             }
             more = cursor.next(&mut txn)?;
         }
         let entries: engine::Result<Vec<Sorted>> =
             sorters.into_iter().map(|sorter| sorter.finish()).collect();
-        Ok(Gathered { entries: entries?, rows, bytes })
+        Ok(Some(Gathered { entries: entries?, rows, bytes, readers: 1 }))
     }
 
-    /// Ends all of them because of `error`, which is handed back.
-    fn stop(&self, error: Error) -> Error {
-        self.stopped.store(true, Ordering::Relaxed);
-        error
-    }
-
-    fn go_on(&self) -> Result<()> {
-        match self.stopped.load(Ordering::Relaxed) {
-            true => Err(engine::Error::new(Kind::Interrupted, "another reader has failed").into()),
-            false => Ok(()),
-        }
+    /// Ends all of them, if none has failed before.
+    fn fail(&self, error: Error) {
+        _ = self.failure.set(error);
     }
 }
 

@@ -171,7 +171,7 @@ impl Store {
     /// meanwhile; it has to be opened again.
     pub fn set_indexes(&self, table: &Table, images: TableImages, built: BuiltIndexes) -> Result<()> {
         let path = table.path.as_str();
-        let BuiltIndexes { layout, trees, built, fresh } = built;
+        let BuiltIndexes { layout, trees, built, fresh, .. } = built;
         let (seqno, (gone, builds)) = self.change_at(|txn| {
             let mut definition =
                 self.locked_definition(txn, path)?.ok_or_else(|| Error::NoSuchTable(path.to_owned()))?;

@@ -1,16 +1,20 @@
 //! Indexes that are built for a table with rows beside those that were there from the start.
 
 #![allow(clippy::unwrap_used, reason = "a test may fail")]
+#![allow(clippy::disallowed_methods, reason = "readers meet on real threads")]
 
 mod common;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
+use bucket::{Bucket, Effect, FaultyBucket, MemoryBucket, Operation, Rule};
 use common::*;
-use engine::{Settings, TreeId};
+use engine::{Background, Cursor, Disk, FIRST_ALLOCATED_TREE, Job, ReadAs, Settings, SimDisk, TreeId};
 use proptest::prelude::*;
-use tables::{Error, Session, Store, TableImages};
+use tables::{Error, Kind, ReadFlag, RowLock, Session, Store, TableImages};
 
 const IMAGES: TableImages<'static> = TableImages { frm: b"new frm", par: b"" };
 
@@ -159,29 +163,272 @@ proptest! {
     }
 }
 
-/// A store whose one table has its rows in several ssts, so that an index build reads it in stretches; and how many rows there are.
-fn stretched(second: impl Fn(i64) -> i64) -> (Arc<Store>, Handler, i64) {
-    let mut settings = Settings { memtable_bytes: 32 << 10, ..Settings::default() };
-    settings.shape.sst_bytes = 4 << 10;
-    let store = store_with(settings);
-    let mut t = create(&store, "d/t", &shape(false, &[]));
-    let mut s = session(&store);
+/// Puts rows into a table until they are in several ssts, so that an index build reads it in stretches. How many there are.
+fn stretch(store: &Arc<Store>, t: &mut Handler, mut row: impl FnMut(i64) -> Vec<V>) -> i64 {
+    let mut s = session(store);
     let stretches = |tree| store.engine().cuts(TreeId(tree), 4).len() + 1;
     let mut rows = 0;
     // Writers wait for flushes, so that some are done when there are enough rows.
     while rows < 5000 || (0..1000).map(stretches).max() < Some(3) {
         assert!(rows < 30_000, "nothing was flushed");
         s.statement_begin();
-        for a in rows..rows + 100 {
-            let row =
-                [V::I(a), V::I(second(a)), text(&format!("row {}", a * 7919 % 1009)), text("c"), V::Null];
-            t.insert(&mut s, &row).unwrap();
-        }
+        (rows..rows + 100).for_each(|a| t.insert(&mut s, &row(a)).unwrap());
         s.commit().unwrap();
         rows += 100;
     }
-    drop(s);
+    rows
+}
+
+fn small_ssts() -> Settings {
+    let mut settings = Settings { memtable_bytes: 32 << 10, ..Settings::default() };
+    settings.shape.sst_bytes = 4 << 10;
+    settings
+}
+
+/// A store with such a table.
+fn stretched(second: impl Fn(i64) -> i64) -> (Arc<Store>, Handler, i64) {
+    let store = store_with(small_ssts());
+    let mut t = create(&store, "d/t", &shape(false, &[]));
+    let rows = stretch(&store, &mut t, |a| {
+        vec![V::I(a), V::I(second(a)), text(&format!("row {}", a * 7919 % 1009)), text("c"), V::Null]
+    });
     (store, t, rows)
+}
+
+/// Columns of any types after a number, a primary key or none, and secondary keys to be built.
+fn any_shape(dice: &mut Dice) -> (Shape, Vec<Key>) {
+    let mut columns = vec![int(4)];
+    for _ in 0..3 + dice.below(5) {
+        let text = *dice.of(&Text::ALL);
+        let column = match dice.below(8) {
+            0 => int(*dice.of(&[1, 2, 3, 4, 8])),
+            1 => uint(*dice.of(&[1, 2, 3, 4, 8])),
+            2 => float(),
+            3 => double(),
+            4 => fixed(5),
+            5 => char(6, text),
+            6 => varchar(12, text),
+            _ => blob(2, text),
+        };
+        columns.push(if dice.one_in(2) { column.null() } else { column });
+    }
+    let part_of = |dice: &mut Dice, field: usize| {
+        let mut part = part(field);
+        if dice.one_in(3) {
+            part = part.desc();
+        }
+        match columns[field].kind {
+            Kind::Blob => part.prefix(1 + dice.below(8) as u32),
+            Kind::Char | Kind::VarChar if dice.one_in(3) => part.prefix(1 + dice.below(4) as u32),
+            _ => part,
+        }
+    };
+    let keys = (0..3 + dice.below(3)).map(|_| {
+        let mut fields: Vec<usize> = (1..columns.len()).collect();
+        dice.shuffle(&mut fields);
+        fields.truncate(1 + dice.index(3));
+        let mut parts: Vec<Part> = fields.into_iter().map(|field| part_of(dice, field)).collect();
+        match dice.one_in(3) {
+            true => {
+                parts.insert(dice.index(parts.len() + 1), part(0));
+                unique(&parts)
+            }
+            false => plain(&parts),
+        }
+    });
+    let keys: Vec<Key> = keys.collect();
+    let hidden = dice.one_in(3);
+    let mut primary = vec![part(0)];
+    let first = 1 + dice.index(columns.len() - 1);
+    if !columns[first].nullable && columns[first].kind != Kind::Blob && dice.one_in(2) {
+        primary.insert(0, part(first));
+    }
+    let primary = if hidden { vec![] } else { vec![unique(&primary)] };
+    (Shape { hidden, ..Shape::new(&columns, &primary) }, keys)
+}
+
+/// Keys and values of a tree.
+type Entries = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// Of the trees from `from` on that have any, by number.
+fn trees(store: &Store, from: u32) -> BTreeMap<u32, Entries> {
+    let mut txn = store.engine().begin();
+    let mut entries = |tree| {
+        let mut cursor = Cursor::new(store.engine());
+        cursor.open(&mut txn, TreeId(tree), ReadAs::Newest).unwrap();
+        let mut found = cursor.seek_first(&mut txn).unwrap();
+        let mut entries = Vec::new();
+        while found {
+            entries.push((cursor.key().to_vec(), cursor.value().to_vec()));
+            found = cursor.next(&mut txn).unwrap();
+        }
+        entries
+    };
+    let all = (from..from + 1000).map(|tree| (tree, entries(tree)));
+    all.filter(|(_, entries)| !entries.is_empty()).collect()
+}
+
+#[test]
+fn several_readers_make_the_entries_that_one_makes() {
+    for seed in 0..6 {
+        let mut dice = Dice::new(seed);
+        let (before, keys) = any_shape(&mut dice);
+        let (bucket, disk) = (Arc::new(bucket::MemoryBucket::new()), SimDisk::new(1));
+        let store = store_on(bucket.clone(), disk.clone(), small_ssts());
+        let mut t = create(&store, "d/t", &before);
+        let columns = before.columns.clone();
+        let any_row = |dice: &mut Dice, id| {
+            let rest: Vec<V> = columns[1..].iter().map(|column| dice.value(column, 1000)).collect();
+            [vec![V::I(id)], rest].concat()
+        };
+        // Neighbours come at different times.
+        let rows = stretch(&store, &mut t, |n| any_row(&mut dice, n * 7919 % 40_009));
+        let mut s = session(&store);
+        s.statement_begin();
+        t.cursor.set_lock(RowLock::Exclusive);
+        t.cursor.start(None).unwrap();
+        while let Some(row) = t.next(&mut s) {
+            match dice.below(12) {
+                0 => t.cursor.delete(&mut s).unwrap(),
+                1 => {
+                    let V::I(id) = row[0] else { panic!("a number") };
+                    let mut new = any_row(&mut dice, id);
+                    before.keys.iter().flat_map(|key| &key.parts).for_each(|part| {
+                        new[part.field] = row[part.field].clone();
+                    });
+                    t.update(&mut s, &new).unwrap();
+                }
+                _ => {}
+            }
+        }
+        t.cursor.stop();
+        s.commit().unwrap();
+
+        let after = Shape { keys: [before.keys.clone(), keys].concat(), ..before.clone() };
+        let built_by = |store: &Arc<Store>, t: &mut Handler| {
+            let kept = (0..after.keys.len()).map(|key| (key < before.keys.len()).then_some(key));
+            let known = trees(store, FIRST_ALLOCATED_TREE.0).into_keys().max().unwrap();
+            let plan = t.table.plan_indexes(after.descriptor(), &kept.collect::<Vec<_>>()).unwrap();
+            let built = t.cursor.build_indexes(&mut session(store), plan).unwrap();
+            let readers = built.readers();
+            store.set_indexes(&t.table, IMAGES, built).unwrap();
+            (readers, trees(store, known + 1).into_values().collect::<Vec<_>>())
+        };
+        let (readers, by_several) = built_by(&store, &mut t);
+        assert!(readers >= 3, "seed {seed}: {readers} readers");
+        drop((t, s));
+        stop(store);
+
+        let store =
+            store_on(bucket, disk, Settings { background: Background::Manual, ..Settings::default() });
+        let mut t = open(&store, "d/t", &after);
+        let (readers, by_one) = built_by(&store, &mut t);
+        assert_eq!(readers, 1);
+        assert_eq!(by_one.len(), after.keys.len() - before.keys.len());
+        let counts = |trees: &[Entries]| trees.iter().map(Vec::len).collect::<Vec<_>>();
+        assert!(by_one.iter().all(|entries| (entries.len() as i64) > rows / 2), "seed {seed}");
+        assert_eq!(counts(&by_several), counts(&by_one), "seed {seed}: {after:?}");
+        assert!(by_several == by_one, "seed {seed}: {after:?}");
+    }
+}
+
+/// Names of ssts that were asked for.
+fn ssts_asked_for(bucket: &FaultyBucket) -> BTreeSet<String> {
+    let log = bucket.faults().log().into_iter().filter(|request| request.operation == Operation::Get);
+    log.map(|request| request.name.to_string()).filter(|name| name.contains("/sst/")).collect()
+}
+
+/// The caller would have read all of its own rows before it asked how the others are.
+#[test]
+fn a_reader_that_fails_ends_all_of_them_at_once_and_leaves_nothing() {
+    const ROWS: i64 = 100_000;
+    let memory = Arc::new(MemoryBucket::new());
+    let cold = |background| {
+        let heat: Vec<_> =
+            memory.contents().into_keys().filter(|name| name.as_str().contains("/heat/")).collect();
+        memory.delete(&heat).unwrap();
+        let bucket = Arc::new(FaultyBucket::new(memory.clone(), 1, vec![]));
+        let mut settings = Settings { background, ..Settings::default() };
+        settings.shape.sst_bytes = 32 << 10;
+        // Each sst stays where it is.
+        (settings.shape.l0_runs, settings.shape.l0_runs_stop) = (1000, 2000);
+        let disk = SimDisk::new(1);
+        (store_on(bucket.clone(), disk.clone(), settings), bucket, disk)
+    };
+    let pairs = |keys: &[Key]| Shape::new(&[int(4), int(4)], &[&[unique(&[part(0)])], keys].concat());
+    let row = |a: i64| vec![V::I(a), V::I(a * 7919 % ROWS)];
+    let (store, ..) = cold(Background::Manual);
+    let mut t = create(&store, "d/t", &pairs(&[]));
+    let mut s = session(&store);
+    for chunk in 0..10 {
+        s.statement_begin();
+        (chunk * ROWS / 10..(chunk + 1) * ROWS / 10).for_each(|a| t.insert(&mut s, &row(a)).unwrap());
+        s.commit().unwrap();
+        for job in [Job::Freeze, Job::Flush, Job::Publish] {
+            while store.engine().step(job).unwrap() {}
+        }
+    }
+    drop((t, s));
+    stop(store);
+
+    let asked_by_reading = |from: i64, to: i64| {
+        let (store, bucket, _) = cold(Background::Manual);
+        let mut t = open(&store, "d/t", &pairs(&[]));
+        let mut s = session(&store);
+        s.statement_begin();
+        assert!(t.read(&mut s, 0, &[V::I(from)], ReadFlag::Exact).is_some());
+        (from + 1..to).for_each(|a| assert_eq!(t.next(&mut s), Some(row(a))));
+        let asked = ssts_asked_for(&bucket);
+        drop((t, s));
+        stop(store);
+        asked
+    };
+    let early = asked_by_reading(0, ROWS * 6 / 10);
+    let late: Vec<String> = asked_by_reading(ROWS * 9 / 10, ROWS).difference(&early).cloned().collect();
+    assert!(!late.is_empty());
+
+    let (store, bucket, disk) = cold(Background::Threads);
+    let mut t = open(&store, "d/t", &pairs(&[]));
+    let fails = |name: &String| Rule::new(name, Effect::Status { code: 500, burst: 0 }).on(Operation::Get);
+    bucket.faults().set_rules(late.iter().map(fails).collect());
+    let looks = Arc::new(AtomicU64::new(0));
+    let (counted, faults) = (Arc::clone(&looks), Arc::clone(&bucket));
+    // Goes on when another reader has met its end.
+    let has_met = move || faults.faults().log().iter().any(|request| request.decision.fault.is_some());
+    let mut s = store.session(Box::new(move || {
+        counted.fetch_add(1, Relaxed);
+        let waits = (0..10_000).take_while(|_| !has_met());
+        waits.for_each(|_| std::thread::sleep(Duration::from_millis(1)));
+        std::thread::sleep(Duration::from_millis(50));
+        false
+    }));
+    let held = || {
+        let status = store.engine().status();
+        let files =
+            (disk.list("sort").unwrap_or_default(), memory.contents().into_keys().collect::<Vec<_>>());
+        (["transactions_open", "locks_held", "ssts"].map(|name| status.get(name).unwrap()), files)
+    };
+    let before = held();
+    let after = pairs(&[plain(&[part(1)])]);
+    let plan = || t.table.plan_indexes(after.descriptor(), &[Some(0), None]).unwrap();
+    let (first, second) = (plan(), plan());
+    let refused = t.cursor.build_indexes(&mut s, first).map(drop).expect_err("rows can not be read");
+    assert!(
+        matches!(&refused, Error::Engine(error) if error.kind() == engine::Kind::Unavailable),
+        "{refused}"
+    );
+    let looked = looks.load(Relaxed);
+    assert!((1..=2).contains(&looked), "the caller looked {looked} times, and has rows for five");
+    assert_eq!(held(), before);
+
+    bucket.faults().set_rules(vec![]);
+    let built = t.cursor.build_indexes(&mut session(&store), second).unwrap();
+    assert!(built.readers() >= 3);
+    store.set_indexes(&t.table, IMAGES, built).unwrap();
+    let mut t = open(&store, "d/t", &after);
+    let mut rows: Vec<Vec<V>> = (0..ROWS).map(row).collect();
+    rows.sort_by(|a, b| after.compare_parts(1, 1, a, b));
+    assert!(t.scan(&mut session(&store), Some(1)) == rows);
 }
 
 #[test]

@@ -27,6 +27,59 @@ pub fn text(text: &str) -> V {
     V::B(text.as_bytes().to_vec())
 }
 
+/// Numbers that a seed decides.
+pub struct Dice(u64);
+
+impl Dice {
+    pub fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) + 1)
+    }
+    pub fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % end
+    }
+    pub fn index(&mut self, length: usize) -> usize {
+        self.below(length as u64) as usize
+    }
+    pub fn one_in(&mut self, times: u64) -> bool {
+        self.below(times) == 0
+    }
+    pub fn of<'a, T>(&mut self, some: &'a [T]) -> &'a T {
+        &some[self.index(some.len())]
+    }
+    pub fn shuffle<T>(&mut self, some: &mut [T]) {
+        (1..some.len()).for_each(|at| some.swap(at, self.index(at + 1)));
+    }
+    fn letters(&mut self, most: u64) -> Vec<u8> {
+        (0..self.below(most + 1)).map(|_| *self.of(b"aAbB z")).collect()
+    }
+    /// For a column; numbers are less than `spread` away from zero.
+    pub fn value(&mut self, column: &Column, spread: u64) -> V {
+        if column.nullable && self.one_in(8) {
+            return V::Null;
+        }
+        let near = |dice: &mut Self| dice.below(spread) as i64 - spread as i64 / 2;
+        let short = |value: i64| {
+            let shift = 64 - 8 * column.bytes;
+            value << shift >> shift
+        };
+        match column.kind {
+            Kind::Int => V::I(short(near(self))),
+            Kind::UInt => V::U(short(near(self)).unsigned_abs()),
+            Kind::Float => V::F(near(self) as f32 / 2.0),
+            Kind::Double => V::D(near(self) as f64 / 2.0),
+            Kind::Fixed => V::B((0..column.bytes).map(|_| self.below(3) as u8).collect()),
+            Kind::Char => {
+                let mut text = self.letters(u64::from(column.bytes));
+                text.truncate(text.iter().rposition(|byte| *byte != b' ').map_or(0, |last| last + 1));
+                V::B(text)
+            }
+            Kind::VarChar => V::B(self.letters(u64::from(column.bytes) - u64::from(column.length_bytes))),
+            Kind::Blob => V::B(self.letters(40)),
+        }
+    }
+}
+
 /// How a text column compares.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Text {
@@ -488,14 +541,17 @@ impl OwnedRecord {
     }
 }
 
+pub fn engine_on(bucket: Arc<dyn bucket::Bucket>, disk: SimDisk, settings: Settings) -> Arc<Engine> {
+    let clock = Arc::new(SystemClock::default());
+    Engine::open(Parts { bucket, disk: Arc::new(disk), clock, seed: 1 }, settings).expect("an engine opens")
+}
+
 pub fn engine_with(settings: Settings) -> Arc<Engine> {
-    let parts = Parts {
-        bucket: Arc::new(bucket::MemoryBucket::new()),
-        disk: Arc::new(SimDisk::new(1)),
-        clock: Arc::new(SystemClock::default()),
-        seed: 1,
-    };
-    Engine::open(parts, settings).expect("a fresh engine opens")
+    engine_on(Arc::new(bucket::MemoryBucket::new()), SimDisk::new(1), settings)
+}
+
+pub fn store_on(bucket: Arc<dyn bucket::Bucket>, disk: SimDisk, settings: Settings) -> Arc<Store> {
+    Store::open(engine_on(bucket, disk, settings), Arc::new(Ascii)).expect("a store opens")
 }
 
 pub fn store() -> Arc<Store> {
@@ -504,6 +560,12 @@ pub fn store() -> Arc<Store> {
 
 pub fn store_with(settings: Settings) -> Arc<Store> {
     Store::open(engine_with(settings), Arc::new(Ascii)).expect("a fresh store opens")
+}
+
+/// Ends both, so that another one can go on with bucket and disk.
+pub fn stop(store: Arc<Store>) {
+    store.close().expect("a store ends");
+    store.engine().close().expect("an engine ends");
 }
 
 pub fn session(store: &Arc<Store>) -> Session {
