@@ -7,6 +7,7 @@ mod common;
 use std::sync::Arc;
 
 use common::*;
+use engine::{Background, Job, Settings};
 use tables::{Error, ReadFlag, RowLock, Session, Storage, Store};
 
 fn accounts() -> Shape {
@@ -374,4 +375,127 @@ fn an_update_that_changes_nothing_says_so_and_writes_nothing() {
     assert!(update(&mut t, &mut s, &[text("A"), text("long")]), "equal keys, another text");
     assert!(update(&mut t, &mut s, &[text("A"), text("short")]));
     assert_eq!(t.scan(&mut s, None), [[text("A"), text("short")]]);
+}
+
+/// Bytes of wal and blocks looked at that `work` costs on a table.
+fn cost(store: &Store, work: impl FnOnce()) -> (u64, u64) {
+    let count = || {
+        let status = store.engine().status();
+        let [wal, hits, misses] =
+            ["wal_bytes", "block_cache_hits", "block_cache_misses"].map(|name| status.get(name).unwrap());
+        (wal, hits + misses)
+    };
+    let (wal, blocks) = count();
+    work();
+    (count().0 - wal, count().1 - blocks)
+}
+
+const COUNTED: i64 = 3000;
+
+fn counted_row(id: i64) -> Vec<V> {
+    let (a, b, c) = (id * 7919 % COUNTED, id * 104_729 % 50, id * 1_299_709 % 700);
+    vec![V::I(id), V::I(a), V::I(b), text(&format!("name {c}")), V::I(id * 3), text(&"pad ".repeat(20))]
+}
+
+/// Tables of the same rows in ssts: without secondary keys, with some that may repeat, and with one more that may not.
+fn counted() -> (Arc<Store>, [Handler; 3]) {
+    let store = store_with(Settings { background: Background::Manual, ..Settings::default() });
+    let columns =
+        [int(4), int(4), int(4).null(), varchar(20, Text::Caseless), int(8), varchar(100, Text::Binary)];
+    let primary = [unique(&[part(0)])];
+    let repeating = [plain(&[part(1)]), plain(&[part(2).desc(), part(3)]), plain(&[part(3).prefix(6)])];
+    let all = [
+        primary.to_vec(),
+        [&primary[..], &repeating].concat(),
+        [&primary[..], &repeating, &[unique(&[part(4)])]].concat(),
+    ];
+    let mut number = 0;
+    let tables = all.map(|keys| {
+        number += 1;
+        let mut t = create(&store, &format!("d/t{number}"), &Shape::new(&columns, &keys));
+        let mut s = session(&store);
+        s.statement_begin();
+        // Every second number is free.
+        (0..COUNTED).for_each(|id| t.insert(&mut s, &counted_row(id * 2)).unwrap());
+        s.commit().unwrap();
+        t.cursor.set_lock(RowLock::Exclusive);
+        t
+    });
+    for job in [Job::Freeze, Job::Flush] {
+        while store.engine().step(job).unwrap() {}
+    }
+    (store, tables)
+}
+
+#[test]
+fn an_update_of_a_column_in_no_index_writes_and_reads_what_it_would_without_indexes() {
+    let (store, mut tables) = counted();
+    let mut update = |table: usize, field: usize, value: &V| {
+        let t = &mut tables[table];
+        let mut s = session(&store);
+        s.statement_begin();
+        cost(&store, || {
+            for id in 0..200 {
+                let mut row = t.read(&mut s, 0, &[V::I(id * 22)], ReadFlag::Exact).unwrap();
+                row[field] = value.clone();
+                t.update(&mut s, &row).unwrap();
+            }
+            s.commit().unwrap();
+        })
+    };
+    let padding = text(&"new ".repeat(20));
+    let alone = update(0, 5, &padding);
+    assert!(alone.0 > 200 * 80 && alone.1 >= 200, "{alone:?} bytes of wal and blocks");
+    for table in [1, 2] {
+        assert_eq!(update(table, 5, &padding), alone, "table {table}");
+    }
+    // One index of three: an entry goes, another comes, and none is read.
+    let (wal, blocks) = update(1, 1, &V::I(-1));
+    assert!(wal > alone.0 + 200 * 2 * 8, "{wal} bytes of wal, {} without", alone.0);
+    assert!(blocks <= alone.1, "{blocks} blocks, {} without", alone.1);
+}
+
+#[test]
+fn an_insert_reads_nothing_of_indexes_whose_keys_may_repeat_and_asks_the_filter_of_others() {
+    let (store, mut tables) = counted();
+    let mut s = session(&store);
+    for t in &mut tables {
+        s.statement_begin();
+        for id in 0..400 {
+            t.read(&mut s, 0, &[V::I(id * 2)], ReadFlag::Exact).unwrap();
+            t.cursor.delete(&mut s).unwrap();
+        }
+        s.commit().unwrap();
+    }
+    for job in [Job::Freeze, Job::Flush] {
+        while store.engine().step(job).unwrap() {}
+    }
+    // Blocks, and rows that were refused.
+    let mut insert = |table: usize, row: &dyn Fn(i64) -> Vec<V>| {
+        let t = &mut tables[table];
+        s.statement_begin();
+        let mut refused = 0;
+        let (_, blocks) = cost(&store, || {
+            (0..400).for_each(|n| refused += u64::from(t.insert(&mut s, &row(n)).is_err()));
+            s.rollback();
+        });
+        (blocks, refused)
+    };
+    // Whoever looked for their old entries would find that they are gone, in a block each.
+    let back = |n| counted_row(n * 2);
+    let (alone, _) = insert(0, &back);
+    assert!(alone >= 400, "{alone} blocks to see that primary keys are free");
+    // Some are read because a filter says perhaps.
+    let few = 40;
+    let (blocks, refused) = insert(1, &back);
+    assert!(refused == 0 && blocks <= alone + few, "{blocks} blocks, {alone} without indexes");
+    let (blocks, refused) = insert(2, &back);
+    assert!(refused == 0 && blocks >= alone + 400, "{blocks} blocks, {alone} without indexes");
+
+    let fresh = |n| counted_row(n * 6 + 1201);
+    let (blocks, refused) = insert(2, &fresh);
+    assert!(refused == 0 && blocks <= 2 * few, "{blocks} blocks for keys that nobody has");
+    let taken = |n| [&fresh(n)[..4], &[V::I(n * 6 + 3000), text("pad")]].concat();
+    let (blocks, refused) = insert(2, &taken);
+    assert!(refused == 400 && blocks >= 400, "{blocks} blocks for {refused} keys that are taken");
 }
