@@ -10,7 +10,8 @@
 //! ```
 #![expect(clippy::disallowed_methods, reason = "a benchmark is about the machine's own time")]
 
-use std::fmt::Write as _;
+use std::collections::BTreeMap;
+use std::fmt::{self, Write as _};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -112,7 +113,7 @@ fn run(arguments: &Arguments) -> Result<(), String> {
     result
 }
 
-fn storm(arguments: &Arguments, root: &Path) -> Result<Vec<(Second, String)>, String> {
+fn storm(arguments: &Arguments, root: &Path) -> Result<Vec<(Second, State)>, String> {
     let told = |error: engine::Error| error.to_string();
     let directory = DirectoryBucket::open(&root.join("bucket")).map_err(|error| error.to_string())?;
     let far = FaultyBucket::new(Arc::new(directory), 1, vec![Rule::new("*", DELAY)])
@@ -161,7 +162,7 @@ fn storm(arguments: &Arguments, root: &Path) -> Result<Vec<(Second, String)>, St
             std::thread::sleep(
                 (start + Duration::from_secs(second + 1)).saturating_duration_since(Instant::now()),
             );
-            states.push(state(engine));
+            states.push(State::of(engine));
         }
         over.store(true, Ordering::Relaxed);
         writers.into_iter().try_for_each(|writer| writer.join().expect("a writer does not panic"))
@@ -203,46 +204,75 @@ fn write<'a>(
         second(at).count(time);
         if time > STALL {
             let when = (at - start).as_secs_f64();
-            eprintln!("{when:7.1} s: writer {writer} committed in {time:.0?}; now {}", state(engine));
+            eprintln!("{when:7.1} s: writer {writer} committed in {time:.0?}; now {}", State::of(engine));
         }
     }
     Ok(())
 }
 
-/// What the engine owes.
-fn state(engine: &Engine) -> String {
-    let status = engine.status();
-    let count = |name: &str| status.get(name).unwrap_or(0);
-    format!(
-        "{} runs in L0, {} memtables frozen, {} MiB to upload, {} edits, {} merges, {} commits delayed",
-        count("l0_runs"),
-        count("memtables_frozen"),
-        (count("unuploaded_bytes") + count("wal_unuploaded_bytes")) >> 20,
-        count("edits_queued"),
-        count("compactions"),
-        count("writes_delayed")
-    )
+/// What the engine owes, and how many of its commits were made to wait for that since it was opened.
+struct State {
+    l0_runs: u64,
+    frozen: u64,
+    mib_to_upload: u64,
+    edits: u64,
+    merges: u64,
+    delayed: u64,
 }
 
-fn report(arguments: &Arguments, target: &Path, seconds: &[(Second, String)]) -> Result<(), String> {
+impl State {
+    fn of(engine: &Engine) -> Self {
+        let status = engine.status();
+        let count = |name: &str| status.get(name).expect("the engine counts it");
+        Self {
+            l0_runs: count("l0_runs"),
+            frozen: count("memtables_frozen"),
+            mib_to_upload: (count("unuploaded_bytes") + count("wal_unuploaded_bytes")) >> 20,
+            edits: count("edits_queued"),
+            merges: count("compactions"),
+            delayed: count("writes_delayed"),
+        }
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { l0_runs, frozen, mib_to_upload, edits, merges, delayed } = self;
+        write!(f, "{l0_runs} runs in L0, {frozen} memtables frozen, {mib_to_upload} MiB to upload, ")?;
+        write!(f, "{edits} edits, {merges} merges, {delayed} commits delayed")
+    }
+}
+
+/// How many seconds there were of each number, in words.
+fn seconds_of_each(numbers: impl Iterator<Item = u64>) -> String {
+    let mut counts = BTreeMap::new();
+    numbers.for_each(|number| *counts.entry(number).or_insert(0_u64) += 1);
+    let all: u64 = counts.values().sum();
+    let each = counts.iter().map(|(number, count)| {
+        format!("{number} in {count} s ({:.1} %)", *count as f64 * 100.0 / all as f64)
+    });
+    each.collect::<Vec<_>>().join(", ")
+}
+
+fn report(arguments: &Arguments, target: &Path, seconds: &[(Second, State)]) -> Result<(), String> {
     let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     let ms = |us: u64| us as f64 / 1000.0;
-    let mut table = "second,commits,p99_ms,max_ms,machine_sync_ms,machine_sleep_ms,engine\n".to_owned();
+    let mut table = "second,commits,p99_ms,max_ms,machine_sync_ms,machine_sleep_ms,\
+                     l0_runs,frozen,mib_to_upload,edits,merges,delayed\n"
+        .to_owned();
     for (number, (second, state)) in seconds.iter().enumerate() {
-        let figures =
+        let times =
             [second.quantile(0.99), load(&second.slowest_us), load(&second.sync_us), load(&second.sleep_us)];
-        let figures = figures.map(|us| format!("{:.2}", ms(us))).join(",");
-        writeln!(table, "{number},{},{figures},\"{state}\"", second.commits()).expect("a string takes all");
+        let times = times.map(|us| format!("{:.2}", ms(us))).join(",");
+        let State { l0_runs, frozen, mib_to_upload, edits, merges, delayed } = state;
+        let debts = [l0_runs, frozen, mib_to_upload, edits, merges, delayed].map(u64::to_string).join(",");
+        writeln!(table, "{number},{},{times},{debts}", second.commits()).expect("a string takes all");
     }
     let (csv, picture) = (target.join("commits.csv"), target.join("commits.png"));
     std::fs::write(&csv, table).map_err(|error| format!("{}: {error}", csv.display()))?;
-    let drawn = Command::new("tools/plot").arg(&csv).arg(&picture).status();
-    if !drawn.map_err(|error| format!("tools/plot: {error}"))?.success() {
-        return Err("tools/plot says why there is no picture".into());
-    }
     let commits: u64 = seconds.iter().map(|(second, _)| second.commits()).sum();
-    let slow = |second: &&(Second, String)| load(&second.0.slowest_us) > STALL.as_micros() as u64;
-    let machine = |second: &&(Second, String)| {
+    let slow = |second: &&(Second, State)| load(&second.0.slowest_us) > STALL.as_micros() as u64;
+    let machine = |second: &&(Second, State)| {
         load(&second.0.sync_us).max(load(&second.0.sleep_us)) > STALL.as_micros() as u64 / 2
     };
     let stalled = seconds.iter().filter(slow).count();
@@ -260,6 +290,14 @@ fn report(arguments: &Arguments, target: &Path, seconds: &[(Second, String)]) ->
         STALL.as_millis(),
         seconds.iter().filter(slow).filter(machine).count()
     );
+    let delayed = seconds.last().map_or(0, |(_, state)| state.delayed);
+    println!("{delayed} commits delayed by back-pressure");
+    println!("runs of L0: {}", seconds_of_each(seconds.iter().map(|(_, state)| state.l0_runs)));
+    println!("frozen memtables: {}", seconds_of_each(seconds.iter().map(|(_, state)| state.frozen)));
+    let drawn = Command::new("tools/plot").arg(&csv).arg(&picture).status();
+    if !drawn.map_err(|error| format!("tools/plot: {error}"))?.success() {
+        return Err("tools/plot says why there is no picture".into());
+    }
     println!("{} and {}", csv.display(), picture.display());
     Ok(())
 }
