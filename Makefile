@@ -62,7 +62,7 @@ bench-sysbench: build ## sysbench on ours and on InnoDB in turn, three rounds, t
 	@cargo run --release -q -p acceptance --bin sysbench
 
 .PHONY: bench-micro
-bench-micro: ## Single steps of the engine, in nanoseconds
+bench-micro: ## Single steps of the engine, in nanoseconds, by one thread and by two; ARGS=--help teaches
 	@cargo run --release -q -p bench --bin bench-micro -- $(ARGS)
 
 .PHONY: bench-requests

@@ -422,12 +422,21 @@ impl Engine {
             Job::Freeze => self.commits.freeze_active(),
             Job::Flush => self.flush(),
             Job::Publish => self.publish(),
-            Job::Compact => self.compact(),
+            Job::Compact => match self.settings.background {
+                Background::Threads => self.compact(SUBCOMPACTIONS),
+                Background::Manual => self.compact(1),
+            },
             Job::CollectGarbage => self.collect_garbage(),
             Job::Validate => self.fence.check().map(|()| false),
         };
         self.refresh_throttle();
         result.inspect_err(|error| self.note(error))
+    }
+
+    /// [`Job::Compact`] with a merge shared by so many threads, for `bench`.
+    #[doc(hidden)]
+    pub fn compact_by(&self, threads: usize) -> Result<bool> {
+        self.compact(threads)
     }
 
     /// Counters and sizes.
@@ -865,14 +874,12 @@ impl Engine {
         })
     }
 
-    fn compact(&self) -> Result<bool> {
+    fn compact(&self, parts: usize) -> Result<bool> {
         // Readers may have let go of something.
         self.forget_unsent();
         if pauses_merges(&self.debt(), &self.settings.shape) {
             return Ok(false);
         }
-        let threads = self.settings.background == Background::Threads;
-        let parts = if threads { SUBCOMPACTIONS } else { 1 };
         let snapshots = self.snapshots.live(self.visible_counter());
         let oldest = *snapshots.first().expect("the newest visible seqno is always there");
         let (plan, version) = match self.tree.begin_compaction(&self.commits, oldest)? {

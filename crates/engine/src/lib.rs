@@ -67,7 +67,7 @@ pub mod internals {
     pub use crate::memtable::{Memtable, MemtableIter};
     pub use crate::merge::Merge;
     pub use crate::source::Source;
-    pub use crate::sst::{LevelIter, MeasuredSst, SstIter};
+    pub use crate::sst::{LevelIter, MeasuredBlock, MeasuredFilter, MeasuredSst, SstIter};
     pub use crate::wal::{LoadedSst, Op, Slot, Stream, Wal, WalLimits};
     pub use crate::writeset::{WriteMark, WriteSet, WriteSetIter};
 }

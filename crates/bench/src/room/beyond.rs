@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use acceptance::s3::Weather;
 use acceptance::server::Plan;
+use bench::machine::Watch;
 
 use crate::Arguments;
-use crate::machine::Watch;
 use crate::report::{Better, Report, Subject, median};
 use crate::sysbench::{Load, prepare};
 use crate::target::{Kind, Target};

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use acceptance::s3::Weather;
 use acceptance::server::Plan;
+use bench::machine::{Load, Watch};
 
 use crate::Arguments;
-use crate::machine::{Load, Watch};
 use crate::report::{Better, Report, Subject};
 use crate::target::{Kind, Target, execute};
 

@@ -8,7 +8,6 @@
 mod beyond;
 mod cost;
 mod handler;
-mod machine;
 mod report;
 mod sysbench;
 mod target;
@@ -129,7 +128,7 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     if complete || arguments.record && arguments.scale >= 1.0 {
-        match report.record(&command_line()) {
+        match report.record(&bench::history::command_line("bench")) {
             Ok(file) => println!("recorded in {}", file.display()),
             Err(reason) => {
                 println!("{reason}");
@@ -138,8 +137,4 @@ fn main() -> ExitCode {
         }
     }
     ExitCode::SUCCESS
-}
-
-fn command_line() -> String {
-    std::iter::once("bench".to_owned()).chain(std::env::args().skip(1)).collect::<Vec<_>>().join(" ")
 }

@@ -4,7 +4,9 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::machine::{self, Load, Watch};
+use bench::history::{self, figure};
+use bench::machine::{self, Load, Watch};
+
 use crate::target::Target;
 
 /// What of a unit is better.
@@ -181,45 +183,23 @@ impl Report {
 
     /// Appends the table to the history. Returns the file.
     pub fn record(&self, command: &str) -> Result<PathBuf, String> {
-        let root = acceptance::server::root();
-        let file = root.join("docs/performance.md");
-        let mut text =
-            std::fs::read_to_string(&file).map_err(|error| format!("{}: {error}", file.display()))?;
-        write!(text, "\n### {}\n\n`{command}`\n\n", self.heading()).expect(STRING);
-        writeln!(text, "| {} |\n|{}", COLUMNS.join(" | "), "---|".repeat(COLUMNS.len())).expect(STRING);
-        for row in &self.rows {
-            writeln!(text, "| {} |", cells(row).join(" | ")).expect(STRING);
-        }
-        let remarks = self.remarks();
-        if !remarks.is_empty() {
-            writeln!(text, "\n{}", remarks.join("\n")).expect(STRING);
-        }
+        let mut remarks = self.remarks().join("\n");
+        let docs = acceptance::server::root().join("docs");
         for picture in &self.pictures {
             let stem = picture.file_stem().unwrap_or_default().to_string_lossy();
             let name = format!("performance/{stem}-{}.png", machine::commit().replace(' ', "-"));
-            let kept = root.join("docs").join(&name);
-            let copied = std::fs::create_dir_all(root.join("docs/performance"))
+            let kept = docs.join(&name);
+            let copied = std::fs::create_dir_all(docs.join("performance"))
                 .and_then(|()| std::fs::copy(picture, &kept).map(drop));
             copied.map_err(|error| format!("{}: {error}", kept.display()))?;
-            writeln!(text, "\n![{stem}]({name})").expect(STRING);
+            write!(remarks, "\n\n![{stem}]({name})").expect(STRING);
         }
-        std::fs::write(&file, text).map_err(|error| format!("{}: {error}", file.display()))?;
-        Ok(file)
+        let rows: Vec<_> = self.rows.iter().map(cells).collect();
+        history::append(&self.heading(), command, &COLUMNS, &rows, remarks.trim_start())
     }
 
     fn heading(&self) -> String {
-        let date = Command::new("date").args(["-u", "+%Y-%m-%d %H:%M UTC"]).output();
-        let date = date.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
-        let load = self.whole.end();
-        format!(
-            "{}, commit {}, {}, load {:.1} → {:.1}, others {:.2}",
-            date.unwrap_or_default(),
-            machine::commit(),
-            machine::describe(),
-            load.before,
-            load.after,
-            load.others
-        )
+        history::heading(&self.whole.end())
     }
 
     fn remarks(&self) -> Vec<String> {
@@ -228,10 +208,7 @@ impl Report {
         let notes = self.rows.iter().flat_map(|row| row.notes.iter().map(move |note| remark(row, note)));
         let mut remarks: Vec<_> = notes.collect();
         if self.rows.iter().any(|row| row.load.is_busy()) {
-            remarks.push(
-                "* `!`: more than half a processor was busy with something else; such a row proves little."
-                    .into(),
-            );
+            remarks.push(history::BUSY.into());
         }
         remarks
     }
@@ -259,8 +236,8 @@ fn cells(row: &Row) -> [String; COLUMNS.len()] {
         ratio(PEERS[1]),
         row.subject.goal.into(),
         rounds.to_string(),
-        format!("{:.1} → {:.1}", row.load.before, row.load.after),
-        format!("{:.2}{}", row.load.others, if row.load.is_busy() { " !" } else { "" }),
+        row.load.averages(),
+        row.load.beside(),
     ]
 }
 
@@ -274,16 +251,6 @@ fn line(cells: &[String; COLUMNS.len()], widths: &[usize]) -> String {
         write!(line, "{before}{cell}{after}  ").expect(STRING);
     }
     line
-}
-
-/// Three digits that count.
-fn figure(value: f64) -> String {
-    match value.abs() {
-        size if size >= 99.5 => format!("{value:.0}"),
-        size if size >= 9.95 => format!("{value:.1}"),
-        0.0 => "0".into(),
-        _ => format!("{value:.2}"),
-    }
 }
 
 /// The middle one; of two the mean.

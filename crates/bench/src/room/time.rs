@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 
 use acceptance::s3::Weather;
 use acceptance::server::{Plan, server_env};
+use bench::machine::Watch;
 
 use crate::Arguments;
-use crate::machine::Watch;
 use crate::report::{Better, Report, Subject};
 use crate::target::{Kind, Target, execute, query};
 

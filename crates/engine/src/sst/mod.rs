@@ -20,5 +20,5 @@ pub(crate) use describe::describe;
 pub(crate) use filter::hash;
 pub(crate) use iter::estimate;
 pub use iter::{LevelIter, SstIter};
-pub use measured::MeasuredSst;
+pub use measured::{MeasuredBlock, MeasuredFilter, MeasuredSst};
 pub(crate) use reader::{Piece, Purpose, Reach, Sst, find_in_run, tail_range, verify};

@@ -3,6 +3,8 @@
 //! * The load average counts our own servers too, so beside it stands the processor time that neither this program nor
 //!   anything it started has used: the neighbours', and what the hypervisor gave to others.
 
+#![expect(clippy::disallowed_methods, reason = "what is looked at is the machine's own time")]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::process::Command;
@@ -23,6 +25,16 @@ impl Load {
     /// Too much went on beside the row for its figures to prove much.
     pub fn is_busy(&self) -> bool {
         self.others > 0.5
+    }
+
+    /// Load averages, for a table.
+    pub fn averages(&self) -> String {
+        format!("{:.1} → {:.1}", self.before, self.after)
+    }
+
+    /// What was busy beside the row, for a table, and marked if that was too much.
+    pub fn beside(&self) -> String {
+        format!("{:.2}{}", self.others, if self.is_busy() { " !" } else { "" })
     }
 }
 
