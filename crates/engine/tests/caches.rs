@@ -178,7 +178,9 @@ fn a_merge_on_a_new_node_asks_the_bucket_for_each_byte_once() {
     let engine = open(&bucket, &SimDisk::new(2), settings(Background::Manual));
     for run in 0..4 {
         let mut txn = engine.begin();
-        (run..ROWS).step_by(20).for_each(|row| txn.put(TREE, &row.to_be_bytes(), &noise(row, VALUE)).unwrap());
+        (run..ROWS)
+            .step_by(20)
+            .for_each(|row| txn.put(TREE, &row.to_be_bytes(), &noise(row, VALUE)).unwrap());
         txn.commit().unwrap();
         for job in [Job::Freeze, Job::Flush, Job::Publish] {
             while engine.step(job).unwrap() {}
