@@ -496,6 +496,7 @@ impl Engine {
             ("disk_cache_hits", disk.hits),
             ("disk_cache_misses", disk.misses),
             ("disk_cache_bytes", disk.bytes),
+            ("disk_cache_written_bytes", disk.written),
             ("bucket_waits", self.store.waits()),
             ("recovered_transactions", self.report.transactions),
             ("recovered_local_transactions", self.report.local_transactions),

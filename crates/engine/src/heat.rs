@@ -239,6 +239,7 @@ pub(crate) fn warm(
 ) -> usize {
     let live: BTreeMap<SstId, u64> = version.ssts().map(|(_, sst)| (sst.id, sst.bytes)).collect();
     let pieces = pieces(map, &live);
+    remember(store, map); // what is here from an earlier life, before something is evicted
     let (next, came) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let _memory = store.lend(REQUESTS * CHUNKS_AT_ONCE * CHUNK_BYTES);
     let work = |gives_way: bool| {
@@ -266,7 +267,16 @@ pub(crate) fn warm(
         }
         work(false);
     });
+    remember(store, map);
     came.into_inner()
+}
+
+/// What is on the local disk counts as half as hot as it was.
+fn remember(store: &SstStore, map: &HeatMap) {
+    for hot in &map.chunks {
+        let reads = 1_u8.checked_shl(hot.heat.saturating_sub(1).into()).unwrap_or(u8::MAX);
+        store.heat_up(hot.sst, hot.chunk, reads / 2);
+    }
 }
 
 /// Neighbours of about the same heat, of ssts that there still are, hottest first.
@@ -310,7 +320,7 @@ fn hand_on_of(store: &Arc<SstStore>, input: &Arc<SstMeta>, outputs: &[Arc<SstMet
         let Some(output) = find_in_run(outputs, &key) else { continue };
         let opened = store.open(output)?;
         let Some(place) = opened.find_block(&key)? else { continue };
-        store.heat_up(output.id, chunk_at(place.offset()), read.max(1));
+        store.heat_up(output.id, chunk_at(place.offset()), read.max(heat.unwrap_or(0)));
         if heat.is_some_and(|hits| hits > 0) {
             opened.warm_block(&place)?;
         }
@@ -429,5 +439,58 @@ mod tests {
         fn garbage_is_refused(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
             prop_assert!(HeatMap::decode(&bytes).is_err());
         }
+    }
+
+    #[test]
+    fn what_was_hot_before_a_restart_still_is_if_half_as_much() {
+        let (bucket, disk) = (Arc::new(bucket::MemoryBucket::new()), crate::SimDisk::new(1));
+        let store = |disk: &crate::SimDisk| {
+            SstStore::new(crate::store::StoreParts {
+                disk: Arc::new(disk.clone()),
+                bucket: bucket.clone(),
+                names: Names::new("main"),
+                branch: crate::BranchId([1; 16]),
+                memory_bytes: 0,
+                disk_cache_bytes: 64 << 20,
+                threads: false,
+            })
+        };
+        let built = |counter| {
+            let mut builder = crate::sst::SstBuilder::new(id(counter), crate::sst::SstOptions::default());
+            let noise = |row: u64| {
+                (0..4000).flat_map(move |at| xxh3_64(&[row, at].map(u64::to_le_bytes).concat()).to_le_bytes())
+            };
+            for row in 0..20_u64 {
+                let value: Vec<u8> = noise(row).collect();
+                builder.add(&row.to_be_bytes(), crate::Seqno(1), crate::OpKind::Put, &value);
+            }
+            let (meta, bytes) = builder.finish();
+            (Arc::new(meta), bytes)
+        };
+        let ((file, file_bytes), (object, object_bytes)) = (built(1), built(2));
+        let version = Version {
+            l0: vec![[Arc::clone(&file)].into(), [Arc::clone(&object)].into()],
+            ..Version::default()
+        };
+        let before = store(&disk);
+        before.write_local(&file, &file_bytes).unwrap();
+        before.upload(file.id).unwrap();
+        before.upload_new(object.id, &object_bytes, false).unwrap();
+        for sst in [&file, &object] {
+            assert_eq!(before.warm_chunks(sst.id, sst.bytes, 0..3).unwrap() > 0, sst.id == object.id);
+            before.heat_up(sst.id, 1, 40);
+            before.heat_up(sst.id, 2, 1);
+        }
+        let map = HeatMap::collect(&before, &version, &HeatMap::default());
+        let disk = disk.kill();
+        let after = store(&disk);
+        after.adopt(&version, []).unwrap();
+        for sst in [&file, &object] {
+            assert!(after.disk_heat_of(sst.id).is_empty());
+        }
+        warm(&after, &version, &map, &crate::SystemClock::default(), &|| true);
+        // To the next power of 2; what is only known of a file was never fetched for anybody, so its first read counts.
+        assert_eq!(after.disk_heat_of(file.id), [(1, 17), (2, 2)].into());
+        assert_eq!(after.disk_heat_of(object.id), [(1, 16)].into());
     }
 }

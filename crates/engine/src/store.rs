@@ -243,7 +243,7 @@ impl SstStore {
         self.local.heat(id)
     }
 
-    /// A chunk of a local sst is as good as read so many times.
+    /// A chunk that is on the local disk is as good as read again so many times.
     pub(crate) fn heat_up(&self, id: SstId, chunk: u32, reads: u8) {
         self.local.heat_up(id, chunk, reads);
     }
@@ -399,6 +399,7 @@ impl SstStore {
         }
         for (chunk, bytes) in self.fetch_chunks(id, sst_bytes, &wanted)? {
             let (part, whole) = (part_of(range, sst_bytes, chunk), chunk_range(sst_bytes, chunk));
+            self.local.read_first(id, &part);
             let piece = bytes.slice((part.start - whole.start) as usize..(part.end - whole.start) as usize);
             pieces.insert(chunk, piece);
         }

@@ -2,13 +2,22 @@
 //! bucket, appended to segment files.
 //!
 //! * A pinned sst (not in the bucket yet) is never evicted. Everything else is a copy and may go at any moment.
-//! * Evictable bytes are at most the capacity, but for what was admitted a moment ago. The oldest file goes first,
-//!   sst or segment; chunks of it that were read most since they came are appended anew. What a merge made of data that nobody read goes
-//!   before all others.
+//! * Evictable bytes are at most the capacity, but for what was admitted a moment ago.
+//! * Eviction is S3-FIFO (`docs/decisions/0007-s3-fifo.md`), with files in the place of chunks: each file stands in one queue, and its name says where.
+//!   What comes stands in the small queue, which has a tenth once the disk is full; chunks of it that were read again go on to the main queue, others go and leave
+//!   a ghost if they were read at all. What comes back while it is a ghost goes to the main queue at once; from its end, what was read since it came returns to its beginning.
+//! * A file of which more than half goes on does so as it is, under another name. So an eviction never writes more than it frees.
 //! * Nothing here is synced, pinned ssts included: until an sst is published, the wal has its contents. What survives a
 //!   restart may be wrong: every block carries a checksum that names its sst and its place, the readers verify it, and
 //!   `distrust` drops what failed.
 //! * All files lie under the branch's identity: a data directory that meets another bucket starts with an empty cache.
+
+mod files;
+mod ghosts;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod traces;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
@@ -17,11 +26,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use xxhash_rust::xxh3::xxh3_64;
 
+use self::files::{HEADER_BYTES, SegmentEntry};
+use self::ghosts::{GHOST_BYTES, Ghosts};
 use crate::disk::{Disk, DiskError, DiskFile};
 use crate::limits::{CHUNK_BYTES, SST_BYTES};
-use crate::{BranchId, Epoch, Result, SstId};
+use crate::{BranchId, Result, SstId};
 
 const CHUNK: u64 = CHUNK_BYTES as u64;
 /// Files of ssts that are kept open; the process has a limit.
@@ -30,6 +40,10 @@ const OPEN_SSTS_MAX: usize = 4096;
 const INDEX_BYTES: usize = 112;
 /// No more segments than this, whatever the capacity: each is an open file.
 const SEGMENTS_MAX: u64 = 2048;
+/// And, where chunks are small enough, no fewer: the small queue has a few of them.
+const SEGMENTS_MIN: u64 = 64;
+/// The small queue's share.
+const SMALL_SHARE: u64 = 10;
 
 /// The local disk's share in reading ssts.
 pub(crate) struct DiskCache {
@@ -37,6 +51,8 @@ pub(crate) struct DiskCache {
     ssts_directory: String,
     chunks_directory: String,
     capacity: u64,
+    /// Of a whole one.
+    chunk_bytes: u64,
     segment_bytes: u64,
     state: Mutex<State>,
     /// One thread evicts at a time; others go on.
@@ -45,6 +61,7 @@ pub(crate) struct DiskCache {
     reported: AtomicBool,
     hits: AtomicU64,
     misses: AtomicU64,
+    written: AtomicU64,
 }
 
 /// What SHOW STATUS tells.
@@ -62,35 +79,60 @@ pub struct DiskCacheStatus {
     pub unuploaded_bytes: u64,
     /// How many ssts that are.
     pub unuploaded_ssts: u64,
+    /// Bytes of chunks that were written, those that moved included.
+    pub written: u64,
 }
 
 #[derive(Default)]
 struct State {
     ssts: BTreeMap<SstId, LocalSst>,
     chunks: BTreeMap<SstId, BTreeMap<u32, Chunk>>,
+    /// By the number that they began with.
     segments: BTreeMap<u64, Segment>,
-    /// The segment that chunks are appended to.
-    current: Option<u64>,
-    next_segment: u64,
-    /// What may be evicted, oldest first.
-    queue: VecDeque<Unit>,
-    evictable_bytes: u64,
+    small: Files,
+    main: Files,
+    ghosts: Ghosts,
+    next_number: u64,
     /// Evictable ssts whose file is open, in the order of opening.
     opened: VecDeque<SstId>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A queue.
+#[derive(Default)]
+struct Files {
+    /// Oldest first.
+    order: VecDeque<Unit>,
+    bytes: u64,
+    /// The segment that chunks are appended to.
+    current: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Unit {
     Sst(SstId),
     Segment(u64),
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Queue {
+    Small,
+    Main,
+}
+
+/// Where a file stands: in `queue`, behind all files with lower numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Place {
+    queue: Queue,
+    number: u64,
+}
+
 struct LocalSst {
     file: Option<Arc<dyn DiskFile>>,
     bytes: u64,
-    pinned: bool,
-    /// How often each of its chunks was read.
-    reads: Vec<u8>,
+    /// `None`: it is pinned.
+    place: Option<Place>,
+    /// Of each of its chunks.
+    visits: Vec<Visits>,
     /// It replaces ssts that nobody read: unless somebody does, it is the first to go.
     cold: bool,
 }
@@ -99,14 +141,49 @@ struct Chunk {
     segment: u64,
     offset: u64,
     bytes: u32,
-    /// How often it was read since it came.
-    reads: u8,
+    /// Without the one that it was fetched for.
+    visits: Visits,
 }
 
 struct Segment {
     file: Arc<dyn DiskFile>,
     bytes: u64,
     entries: Vec<(SstId, u32)>,
+    place: Place,
+}
+
+/// How often a chunk was read. Reads that go on where the last one ended are one visit: what passes by once, block by block, is not read again.
+#[derive(Clone, Copy, Debug)]
+struct Visits {
+    count: u8,
+    /// Where in the chunk the last one was, in [`Self::STEP`]s.
+    from: u8,
+    to: u8,
+}
+
+/// Files of an earlier life.
+#[derive(Default)]
+struct Found {
+    placed: Vec<(Place, Unit)>,
+    /// Ssts that were never unpinned.
+    unplaced: Vec<SstId>,
+}
+
+/// A file that is the next to go.
+struct Leaving {
+    queue: Queue,
+    bytes: u64,
+    file: Arc<dyn DiskFile>,
+    chunks: Vec<LeavingChunk>,
+}
+
+struct LeavingChunk {
+    id: SstId,
+    chunk: u32,
+    offset: u64,
+    bytes: u32,
+    /// How often it was read since it came to the queue, what it was fetched for included.
+    reads: u8,
 }
 
 /// What the disk has of a range.
@@ -119,89 +196,116 @@ pub(crate) enum Lookup {
 
 impl DiskCache {
     pub(crate) fn new(disk: Arc<dyn Disk>, branch: BranchId, capacity: u64) -> Self {
+        Self::of_chunks(disk, branch, capacity, CHUNK)
+    }
+
+    fn of_chunks(disk: Arc<dyn Disk>, branch: BranchId, capacity: u64, chunk_bytes: u64) -> Self {
+        let segment_bytes = (capacity / SEGMENTS_MIN).min(SST_BYTES as u64).max(capacity / SEGMENTS_MAX);
         let branch: String = branch.0.iter().map(|byte| format!("{byte:02x}")).collect();
         Self {
             disk,
             ssts_directory: format!("sst/{branch}"),
             chunks_directory: format!("cache/{branch}"),
             capacity,
-            segment_bytes: (capacity / 8).min(SST_BYTES as u64).max(capacity / SEGMENTS_MAX),
+            chunk_bytes,
+            // Small ones have one chunk, if there is room for a few.
+            segment_bytes: segment_bytes.max((HEADER_BYTES + chunk_bytes).min(capacity / 2)),
             state: Mutex::default(),
             evicting: Mutex::new(()),
             reported: AtomicBool::new(false),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
+            written: AtomicU64::new(0),
         }
     }
 
-    /// Takes over the files of an earlier life: copies of ssts for which `live` knows the length. Removes all others,
-    /// those of other branches too.
+    /// Takes over the files of an earlier life, in the order that they stood in: copies of ssts for which `live` knows the length. Removes all
+    /// others, those of other branches too.
     pub(crate) fn adopt(&self, live: &dyn Fn(SstId) -> Option<u64>) -> Result<()> {
-        let mut ssts = VecDeque::new();
-        for name in self.disk.list("sst")? {
-            match self.adopt_sst(&name, live)? {
-                Some(id) => ssts.push_back(Unit::Sst(id)),
-                None => self.disk.remove(&name)?,
-            }
-        }
-        let mut segments = VecDeque::new();
+        let mut found = Found::default();
         for name in self.disk.list("cache")? {
-            match self.adopt_segment(&name, live)? {
-                Some(number) => segments.push_back(Unit::Segment(number)),
-                None => self.disk.remove(&name)?,
+            if !self.adopt_segment(&name, live, &mut found)? {
+                self.disk.remove(&name)?;
             }
         }
-        // Which of the two kinds is older is not known: they take turns.
-        let mut state = self.state.lock();
-        while !ssts.is_empty() || !segments.is_empty() {
-            let next = [ssts.pop_front(), segments.pop_front()];
-            state.queue.extend(next.into_iter().flatten());
+        for name in self.disk.list("sst")? {
+            if !self.adopt_sst(&name, live, &mut found)? {
+                self.disk.remove(&name)?;
+            }
         }
+        let mut state = self.state.lock();
+        found.placed.sort_by_key(|(place, unit)| (place.number, *unit));
+        for (Place { queue, .. }, unit) in found.placed.into_iter().rev() {
+            state.files(queue).order.push_front(unit);
+        }
+        // They were pinned when the process died.
+        found.unplaced.into_iter().for_each(|id| state.admit(self, id));
         drop(state);
         self.make_room();
         Ok(())
     }
 
-    fn adopt_sst(&self, name: &str, live: &dyn Fn(SstId) -> Option<u64>) -> Result<Option<SstId>> {
-        let Some(id) = name.strip_prefix(&self.ssts_directory).and_then(parse_sst) else { return Ok(None) };
+    fn adopt_sst(&self, name: &str, live: &dyn Fn(SstId) -> Option<u64>, found: &mut Found) -> Result<bool> {
+        let name_here = name.strip_prefix(&self.ssts_directory).and_then(|name| name.strip_prefix('/'));
+        let Some((id, place)) = name_here.and_then(files::parse_sst) else { return Ok(false) };
         let mut state = self.state.lock();
-        if state.ssts.contains_key(&id) {
-            return Ok(Some(id)); // written in this life
+        if let Some(known) = state.ssts.get(&id) {
+            return Ok(known.place == place); // written in this life
         }
-        let Some(bytes) = live(id) else { return Ok(None) };
-        let file = self.disk.open(name)?;
-        if file.len()? != bytes {
-            return Ok(None);
+        let Some(bytes) = live(id) else { return Ok(false) };
+        if self.disk.open(name)?.len()? != bytes {
+            return Ok(false);
         }
-        state.evictable_bytes += bytes;
-        state.ssts.insert(id, LocalSst::new(None, bytes, false));
-        Ok(Some(id))
+        state.ssts.insert(id, LocalSst { place, ..LocalSst::new(None, bytes) });
+        match place {
+            Some(place) => {
+                state.next_number = state.next_number.max(place.number + 1);
+                state.files(place.queue).bytes += bytes;
+                found.placed.push((place, Unit::Sst(id)));
+            }
+            None => found.unplaced.push(id),
+        }
+        Ok(true)
     }
 
-    fn adopt_segment(&self, name: &str, live: &dyn Fn(SstId) -> Option<u64>) -> Result<Option<u64>> {
-        let Some(number) = name.strip_prefix(&self.chunks_directory).and_then(parse_segment) else {
-            return Ok(None);
-        };
-        let file = self.disk.open(name)?;
+    fn adopt_segment(
+        &self,
+        name: &str,
+        live: &dyn Fn(SstId) -> Option<u64>,
+        found: &mut Found,
+    ) -> Result<bool> {
+        let name_here = name.strip_prefix(&self.chunks_directory).and_then(|name| name.strip_prefix('/'));
+        let Some(place) = name_here.and_then(files::parse_place) else { return Ok(false) };
+        let proper = self.segment_name(place);
+        if name != proper {
+            self.disk.rename(name, &proper)?; // the version before gave it another
+        }
+        let file = self.disk.open(&proper)?;
         let bytes = file.len()?;
-        let entries = read_segment_index(&*file, bytes)?;
+        let entries = files::read_segment_index(&*file, bytes)?;
         let mut state = self.state.lock();
-        state.next_segment = state.next_segment.max(number + 1);
+        state.next_number = state.next_number.max(place.number + 1);
         let mut kept = Vec::new();
         for entry in entries {
             if live(entry.id).is_none_or(|bytes| entry.bytes != chunk_bytes(bytes, entry.chunk)) {
                 continue;
             }
-            kept.push((entry.id, entry.chunk));
-            let chunk = Chunk { segment: number, offset: entry.offset, bytes: entry.bytes, reads: 0 };
-            state.chunks.entry(entry.id).or_default().insert(entry.chunk, chunk);
+            // A crash may leave the older of two copies behind.
+            let chunks = state.chunks.entry(entry.id).or_default();
+            if chunks.get(&entry.chunk).is_none_or(|other| other.segment < place.number) {
+                let (segment, offset) = (place.number, entry.offset);
+                let chunk = Chunk { segment, offset, bytes: entry.bytes, visits: Visits::NONE };
+                chunks.insert(entry.chunk, chunk);
+                kept.push((entry.id, entry.chunk));
+            }
         }
         if kept.is_empty() {
-            return Ok(None);
+            return self.disk.remove(&proper).map(|()| true).map_err(Into::into);
         }
-        state.evictable_bytes += bytes;
-        state.segments.insert(number, Segment { file, bytes, entries: kept });
-        Ok(Some(number))
+        state.files(place.queue).bytes += bytes;
+        state.segments.insert(place.number, Segment { file, bytes, entries: kept, place });
+        found.placed.push((place, Unit::Segment(place.number)));
+        Ok(true)
     }
 
     /// Writes the sst to a file of its own, pinned until `unpin`.
@@ -212,7 +316,7 @@ impl DiskCache {
             match self.write_file(id, bytes) {
                 Ok(file) => break file,
                 Err(error) => {
-                    self.remove_file(&self.sst_name(id));
+                    self.remove_file(&self.sst_name(id, None));
                     let evicted = error.full && self.evict_one();
                     if !evicted {
                         return Err(error.into());
@@ -221,7 +325,7 @@ impl DiskCache {
             }
         };
         let mut state = self.state.lock();
-        state.ssts.insert(id, LocalSst::new(Some(file), bytes.len() as u64, true));
+        state.ssts.insert(id, LocalSst::new(Some(file), bytes.len() as u64));
         Ok(())
     }
 
@@ -229,19 +333,19 @@ impl DiskCache {
     pub(crate) fn keep_sst(&self, id: SstId, bytes: &Bytes) {
         match self.write_file(id, bytes) {
             Ok(file) => {
-                let sst = LocalSst::new(Some(file), bytes.len() as u64, true);
+                let sst = LocalSst::new(Some(file), bytes.len() as u64);
                 self.state.lock().ssts.insert(id, sst);
                 self.unpin(id);
             }
             Err(error) => {
-                self.remove_file(&self.sst_name(id));
+                self.remove_file(&self.sst_name(id, None));
                 self.report(&error);
             }
         }
     }
 
     fn write_file(&self, id: SstId, bytes: &[u8]) -> std::result::Result<Arc<dyn DiskFile>, DiskError> {
-        let file = self.disk.create(&self.sst_name(id))?;
+        let file = self.disk.create(&self.sst_name(id, None))?;
         file.write_at(0, bytes)?;
         Ok(file)
     }
@@ -249,7 +353,7 @@ impl DiskCache {
     /// All bytes of a pinned sst; `None` if it is not pinned here.
     pub(crate) fn read_pinned(&self, id: SstId) -> Result<Option<Bytes>> {
         let (file, bytes) = match self.state.lock().ssts.get(&id) {
-            Some(LocalSst { file: Some(file), bytes, pinned: true, .. }) => (Arc::clone(file), *bytes),
+            Some(LocalSst { file: Some(file), bytes, place: None, .. }) => (Arc::clone(file), *bytes),
             _ => return Ok(None),
         };
         Ok(Some(read_file(&*file, 0..bytes)?))
@@ -258,16 +362,10 @@ impl DiskCache {
     /// The bucket has it now: the file becomes a copy like any other, and `make_room` may be due.
     pub(crate) fn unpin(&self, id: SstId) {
         let mut state = self.state.lock();
-        let Some(sst) = state.ssts.get_mut(&id).filter(|sst| sst.pinned) else { return };
-        sst.pinned = false;
-        let (bytes, cold) = (sst.bytes, sst.cold && sst.reads.iter().all(|reads| *reads == 0));
-        state.evictable_bytes += bytes;
-        if cold {
-            state.queue.push_front(Unit::Sst(id));
-        } else {
-            state.queue.push_back(Unit::Sst(id));
+        if state.ssts.get(&id).is_some_and(|sst| sst.place.is_none()) {
+            state.admit(self, id);
+            state.opened.push_back(id);
         }
-        state.opened.push_back(id);
     }
 
     /// What is here of `range`. Bytes come as they are: the reader verifies. `mark`: the chunks are worth keeping.
@@ -280,7 +378,7 @@ impl DiskCache {
                 Err(missing) => return Ok(Lookup::Lacks(missing)),
             },
         };
-        let pinned = state.ssts.get(&id).is_some_and(|sst| sst.pinned);
+        let pinned = state.ssts.get(&id).is_some_and(|sst| sst.place.is_none());
         drop(state);
         match read_pieces(&pieces, range.end - range.start) {
             Ok(bytes) => Ok(Lookup::Hit(bytes)),
@@ -308,7 +406,8 @@ impl DiskCache {
 
     /// Keeps a chunk that was fetched; `make_room` may be due afterwards. On failure it is simply not kept.
     pub(crate) fn keep(&self, id: SstId, chunk: u32, bytes: &Bytes) {
-        if let Err(error) = self.append(id, chunk, bytes) {
+        let queue = if self.state.lock().ghosts.take(id, chunk) { Queue::Main } else { Queue::Small };
+        if let Err(error) = self.append(id, chunk, bytes, queue, 0) {
             self.report(&error);
             if error.full {
                 self.evict_one();
@@ -316,82 +415,103 @@ impl DiskCache {
         }
     }
 
+    /// Chunks were fetched for the sake of `range`.
+    pub(crate) fn read_first(&self, id: SstId, range: &Range<u64>) {
+        let mut state = self.state.lock();
+        let Some(chunks) = state.chunks.get_mut(&id) else { return };
+        for number in chunks_of(range) {
+            if let Some(chunk) = chunks.get_mut(&number) {
+                chunk.visits.stand(range, number);
+            }
+        }
+    }
+
     /// Whether `make_room` has something to do.
     pub(crate) fn is_too_full(&self) -> bool {
-        self.state.lock().evictable_bytes > self.capacity
+        self.state.lock().evictable_bytes() > self.capacity
     }
 
     /// Whether whoever evicts is left behind by those who insert.
     pub(crate) fn is_far_too_full(&self) -> bool {
-        self.state.lock().evictable_bytes > self.capacity + self.capacity / 16 + 2 * self.segment_bytes
+        self.state.lock().evictable_bytes() > self.capacity + self.capacity / 16 + 2 * self.segment_bytes
     }
 
-    fn append(&self, id: SstId, chunk: u32, bytes: &Bytes) -> std::result::Result<(), DiskError> {
+    fn append(
+        &self,
+        id: SstId,
+        chunk: u32,
+        bytes: &Bytes,
+        queue: Queue,
+        count: u8,
+    ) -> std::result::Result<(), DiskError> {
         let length = HEADER_BYTES + bytes.len() as u64;
         if length > self.segment_bytes {
             return Ok(()); // no capacity to speak of
         }
-        let Some((segment, file, offset)) = self.reserve(id, chunk, length)? else { return Ok(()) };
-        let header = header(id, chunk, bytes.len() as u32);
+        let Some((segment, file, offset)) = self.reserve(id, chunk, length, queue)? else { return Ok(()) };
+        let header = files::header(id, chunk, bytes.len() as u32);
         let written =
             file.write_at(offset, &header).and_then(|()| file.write_at(offset + HEADER_BYTES, bytes));
         let mut state = self.state.lock();
         if let Err(error) = written {
-            if state.current == Some(segment) {
-                state.current = None; // its tail is unknown: the next chunk starts a new one
-            }
+            state.end_segment(segment); // its tail is unknown: the next chunk starts a new one
             return Err(error);
         }
+        self.written.fetch_add(length, Ordering::Relaxed);
         self.reported.store(false, Ordering::Relaxed);
         let Some(home) = state.segments.get_mut(&segment) else { return Ok(()) };
         home.entries.push((id, chunk));
-        let place = Chunk { segment, offset: offset + HEADER_BYTES, bytes: bytes.len() as u32, reads: 0 };
+        let visits = Visits { count, ..Visits::NONE };
+        let place = Chunk { segment, offset: offset + HEADER_BYTES, bytes: bytes.len() as u32, visits };
         state.chunks.entry(id).or_default().insert(chunk, place);
         Ok(())
     }
 
-    /// A place of `length` bytes in the current segment; `None` if the chunk is here already.
+    /// A place of `length` bytes in the queue's current segment; `None` if the chunk is here already.
     #[expect(clippy::type_complexity, reason = "segment, file and offset, taken apart at once")]
     fn reserve(
         &self,
         id: SstId,
         chunk: u32,
         length: u64,
+        queue: Queue,
     ) -> std::result::Result<Option<(u64, Arc<dyn DiskFile>, u64)>, DiskError> {
         let mut state = self.state.lock();
         let state = &mut *state;
         if state.chunks.get(&id).is_some_and(|chunks| chunks.contains_key(&chunk)) {
             return Ok(None);
         }
-        if let Some(number) = state.current
+        if let Some(number) = state.files(queue).current
             && state.segments.get(&number).is_none_or(|segment| segment.bytes + length > self.segment_bytes)
         {
-            state.current = None;
+            state.files(queue).current = None;
             state.seal(number)?;
         }
-        let number = match state.current {
+        let number = match state.files(queue).current {
             Some(number) => number,
             None => {
-                let number = state.next_segment;
-                state.next_segment += 1;
-                let file = self.disk.create(&self.segment_name(number))?;
-                state.segments.insert(number, Segment { file, bytes: 0, entries: Vec::new() });
-                state.queue.push_back(Unit::Segment(number));
-                state.current = Some(number);
+                let place = state.behind(queue);
+                let file = self.disk.create(&self.segment_name(place))?;
+                let number = place.number;
+                state.segments.insert(number, Segment { file, bytes: 0, entries: Vec::new(), place });
+                let files = state.files(queue);
+                files.order.push_back(Unit::Segment(number));
+                files.current = Some(number);
                 number
             }
         };
         let segment = state.segments.get_mut(&number).expect("the current segment is there");
         let offset = segment.bytes;
         segment.bytes += length;
-        state.evictable_bytes += length;
-        Ok(Some((number, Arc::clone(&segment.file), offset)))
+        let file = Arc::clone(&segment.file);
+        state.files(queue).bytes += length;
+        Ok(Some((number, file, offset)))
     }
 
     /// Drops every copy of `range`, for the next one may be no better. `true`: the bucket may have better bytes.
     pub(crate) fn distrust(&self, id: SstId, range: Range<u64>) -> bool {
         let mut state = self.state.lock();
-        if state.ssts.get(&id).is_some_and(|sst| sst.pinned) {
+        if state.ssts.get(&id).is_some_and(|sst| sst.place.is_none()) {
             return false;
         }
         if let Some(chunks) = state.chunks.get_mut(&id) {
@@ -399,9 +519,9 @@ impl DiskCache {
                 chunks.remove(&chunk);
             }
         }
-        if state.drop_sst(id) {
+        if let Some(sst) = state.drop_sst(id) {
             drop(state);
-            self.remove_file(&self.sst_name(id));
+            self.remove_file(&self.sst_name(id, sst.place));
         }
         true
     }
@@ -410,18 +530,26 @@ impl DiskCache {
     pub(crate) fn forget(&self, id: SstId) {
         let mut state = self.state.lock();
         state.chunks.remove(&id); // their bytes go with their segments
-        if state.drop_sst(id) {
+        if let Some(sst) = state.drop_sst(id) {
             drop(state);
-            self.remove_file(&self.sst_name(id));
+            self.remove_file(&self.sst_name(id, sst.place));
         }
     }
 
-    /// How often chunks of an sst were read since they came here, those that were.
+    /// How often chunks of an sst were read since they came here, those that were. To be in the main queue counts as one.
     pub(crate) fn heat(&self, id: SstId) -> BTreeMap<u32, u8> {
         let state = self.state.lock();
-        let whole = state.ssts.get(&id).map(|sst| (0..).zip(sst.reads.iter().copied()));
-        let pieces =
-            state.chunks.get(&id).map(|chunks| chunks.iter().map(|(chunk, place)| (*chunk, place.reads)));
+        let heat = |visits: &Visits, place: Option<Place>| {
+            visits.count.saturating_add(place.is_some_and(|place| place.queue == Queue::Main).into())
+        };
+        let whole = state
+            .ssts
+            .get(&id)
+            .map(|sst| (0..).zip(&sst.visits).map(|(chunk, visits)| (chunk, heat(visits, sst.place))));
+        let pieces = state.chunks.get(&id).map(|chunks| {
+            let place = |chunk: &Chunk| state.segments.get(&chunk.segment).map(|segment| segment.place);
+            chunks.iter().map(move |(number, chunk)| (*number, heat(&chunk.visits, place(chunk))))
+        });
         let all = whole.into_iter().flatten().chain(pieces.into_iter().flatten());
         all.filter(|(_, reads)| *reads > 0).collect()
     }
@@ -433,74 +561,87 @@ impl DiskCache {
         }
     }
 
-    /// A chunk that is here counts as read so many times, at least.
+    /// A chunk that is here counts as read again so many times, at least.
     pub(crate) fn heat_up(&self, id: SstId, chunk: u32, reads: u8) {
         let mut state = self.state.lock();
-        if let Some(count) = state.ssts.get_mut(&id).and_then(|sst| sst.reads.get_mut(chunk as usize)) {
-            *count = (*count).max(reads);
+        let state = &mut *state;
+        if let Some(visits) = state.ssts.get_mut(&id).and_then(|sst| sst.visits.get_mut(chunk as usize)) {
+            visits.count = visits.count.max(reads.saturating_add(1)); // nobody fetched it
+        }
+        if let Some(chunk) = state.chunks.get_mut(&id).and_then(|chunks| chunks.get_mut(&chunk)) {
+            chunk.visits.count = chunk.visits.count.max(reads);
         }
     }
 
     /// Whether what is brought here unasked would soon push out something else.
     pub(crate) fn is_nearly_full(&self) -> bool {
-        self.state.lock().evictable_bytes > self.capacity / 10 * 9
+        self.state.lock().evictable_bytes() > self.capacity / 10 * 9
     }
 
     /// Counters and sizes at about this moment.
     pub(crate) fn status(&self) -> DiskCacheStatus {
         let state = self.state.lock();
-        let pinned = || state.ssts.values().filter(|sst| sst.pinned);
+        let pinned = || state.ssts.values().filter(|sst| sst.place.is_none());
         DiskCacheStatus {
             hits: self.hits.load(Ordering::Relaxed),
             misses: self.misses.load(Ordering::Relaxed),
-            bytes: state.evictable_bytes,
+            bytes: state.evictable_bytes(),
             capacity: self.capacity,
             unuploaded_bytes: pinned().map(|sst| sst.bytes).sum(),
             unuploaded_ssts: pinned().count() as u64,
+            written: self.written.load(Ordering::Relaxed),
         }
     }
 
-    /// About what is kept in memory of the chunks that are here.
+    /// About what is kept in memory of the chunks that are here, and of those that went.
     pub(crate) fn index_bytes(&self) -> usize {
-        (self.state.lock().evictable_bytes / CHUNK) as usize * INDEX_BYTES
+        let state = self.state.lock();
+        (state.evictable_bytes() / self.chunk_bytes) as usize * INDEX_BYTES + state.ghosts.len() * GHOST_BYTES
     }
 
     /// Evicts while there is too much. Another thread that already does so is left to it.
     pub(crate) fn make_room(&self) {
         let Some(_evicting) = self.evicting.try_lock() else { return };
-        while self.state.lock().evictable_bytes > self.capacity && self.evict_oldest() {}
+        while self.state.lock().evictable_bytes() > self.capacity && self.evict_oldest() {}
     }
 
-    /// Evicts one file; `false` if there is none.
+    /// Evicts until some room is made; `false` if there is nothing left to evict.
     fn evict_one(&self) -> bool {
         let _evicting = self.evicting.lock();
-        self.evict_oldest()
+        let before = self.state.lock().evictable_bytes();
+        while self.evict_oldest() {
+            if self.state.lock().evictable_bytes() < before {
+                return true;
+            }
+        }
+        false
     }
 
+    /// Takes the file that is the next to go: it goes, or on to the end of the main queue. `false` if there is none.
     fn evict_oldest(&self) -> bool {
         let mut state = self.state.lock();
-        let before = state.evictable_bytes;
-        let (name, mut kept) = loop {
-            let Some(unit) = state.queue.pop_front() else { return false };
-            let found = match unit {
-                Unit::Sst(id) => state.evict_sst(self, id).map(|kept| (self.sst_name(id), kept)),
-                Unit::Segment(number) => {
-                    state.evict_segment(number).map(|kept| (self.segment_name(number), kept))
-                }
-            };
-            if let Some(found) = found {
-                break found;
+        let (unit, leaving) = loop {
+            let Some(unit) = state.pop_oldest(self.capacity / SMALL_SHARE) else { return false };
+            if let Some(leaving) = state.leaving(self, unit) {
+                break (unit, leaving);
             }
         };
-        // At most half of what goes comes back, so that room is made whatever was read.
-        let mut room = (before - state.evictable_bytes) / 2;
+        let hot: u64 = leaving.chunks.iter().filter(|chunk| chunk.stays()).map(LeavingChunk::length).sum();
+        if hot > leaving.bytes / 2 && state.move_whole(self, unit) {
+            return true;
+        }
+        let name = state.take_out(self, unit);
+        let (stay, go): (Vec<_>, Vec<_>) = leaving.chunks.into_iter().partition(LeavingChunk::stays);
+        let ghosts_max = (self.capacity - self.capacity / SMALL_SHARE) / self.chunk_bytes;
+        for chunk in go.iter().filter(|chunk| leaving.queue == Queue::Small && chunk.reads > 0) {
+            state.ghosts.add(chunk.id, chunk.chunk, ghosts_max as usize);
+        }
         drop(state);
-        kept.sort_by_key(|kept| std::cmp::Reverse(kept.reads));
-        for Kept { id, chunk, piece, .. } in kept {
-            let Some(rest) = room.checked_sub(piece.bytes + HEADER_BYTES) else { break };
-            room = rest;
-            let moved = read_file(&*piece.file, piece.offset..piece.offset + piece.bytes)
-                .and_then(|bytes| self.append(id, chunk, &bytes));
+        for chunk in stay {
+            let range = chunk.offset..chunk.offset + u64::from(chunk.bytes);
+            let count = faded(chunk.reads - 1);
+            let moved = read_file(&*leaving.file, range)
+                .and_then(|bytes| self.append(chunk.id, chunk.chunk, &bytes, Queue::Main, count));
             if let Err(error) = moved {
                 self.report(&error);
                 break;
@@ -522,12 +663,12 @@ impl DiskCache {
         }
     }
 
-    fn sst_name(&self, id: SstId) -> String {
-        format!("{}/{:016x}-{:016x}", self.ssts_directory, id.epoch.0, id.counter)
+    fn sst_name(&self, id: SstId, place: Option<Place>) -> String {
+        format!("{}/{}", self.ssts_directory, files::sst_name(id, place))
     }
 
-    fn segment_name(&self, number: u64) -> String {
-        format!("{}/{number:016x}", self.chunks_directory)
+    fn segment_name(&self, place: Place) -> String {
+        format!("{}/{}", self.chunks_directory, files::place_name(place))
     }
 }
 
@@ -538,12 +679,9 @@ struct Piece {
     bytes: u64,
 }
 
-/// A chunk that outlives its file's eviction.
-struct Kept {
-    id: SstId,
-    chunk: u32,
-    reads: u8,
-    piece: Piece,
+/// What is left of a count of reads when the chunk moves on. Few are as good as many, or else it would be there for long after the last one.
+fn faded(count: u8) -> u8 {
+    count.min(3) / 2
 }
 
 impl State {
@@ -556,9 +694,8 @@ impl State {
     ) -> Option<Piece> {
         let file = self.open_sst(cache, id)?;
         let sst = self.ssts.get_mut(&id).filter(|sst| range.end <= sst.bytes)?;
-        for chunk in chunks_of(range) {
-            let reads = &mut sst.reads[chunk as usize];
-            *reads = reads.saturating_add(mark.into());
+        for chunk in chunks_of(range).filter(|_| mark) {
+            sst.visits[chunk as usize].note(range, chunk);
         }
         Some(Piece { file, offset: range.start, bytes: range.end - range.start })
     }
@@ -569,7 +706,7 @@ impl State {
         if let Some(file) = &sst.file {
             return Some(Arc::clone(file));
         }
-        let file = match cache.disk.open(&cache.sst_name(id)) {
+        let file = match cache.disk.open(&cache.sst_name(id, sst.place)) {
             Ok(file) => file,
             Err(error) => {
                 cache.report(&error);
@@ -581,7 +718,7 @@ impl State {
         self.opened.push_back(id);
         if self.opened.len() > OPEN_SSTS_MAX
             && let Some(oldest) = self.opened.pop_front()
-            && let Some(sst) = self.ssts.get_mut(&oldest).filter(|sst| !sst.pinned)
+            && let Some(sst) = self.ssts.get_mut(&oldest).filter(|sst| sst.place.is_some())
         {
             sst.file = None;
         }
@@ -603,7 +740,9 @@ impl State {
         let mut pieces = Vec::new();
         for number in chunks_of(range) {
             let chunk = chunks.get_mut(&number).expect("none is missing");
-            chunk.reads = chunk.reads.saturating_add(mark.into());
+            if mark {
+                chunk.visits.note(range, number);
+            }
             let start = u64::from(number) * CHUNK;
             let from = range.start.max(start) - start;
             let to = (range.end - start).min(u64::from(chunk.bytes));
@@ -617,179 +756,222 @@ impl State {
         Ok(pieces)
     }
 
-    /// Whether there was one.
-    fn drop_sst(&mut self, id: SstId) -> bool {
-        let Some(sst) = self.ssts.remove(&id) else { return false };
-        if !sst.pinned {
-            self.evictable_bytes -= sst.bytes;
-            self.queue.retain(|unit| *unit != Unit::Sst(id));
+    fn files(&mut self, queue: Queue) -> &mut Files {
+        match queue {
+            Queue::Small => &mut self.small,
+            Queue::Main => &mut self.main,
+        }
+    }
+
+    fn evictable_bytes(&self) -> u64 {
+        self.small.bytes + self.main.bytes
+    }
+
+    /// The next place in a queue.
+    fn behind(&mut self, queue: Queue) -> Place {
+        let number = self.next_number.max(1); // 0 is before all others
+        self.next_number = number + 1;
+        Place { queue, number }
+    }
+
+    /// A pinned sst is a copy from now on.
+    fn admit(&mut self, cache: &DiskCache, id: SstId) {
+        let Some(sst) = self.ssts.get(&id) else { return };
+        let first = sst.cold && sst.visits.iter().all(|visits| visits.count == 0);
+        let bytes = sst.bytes;
+        let place = if first { Place { queue: Queue::Small, number: 0 } } else { self.behind(Queue::Small) };
+        if let Err(error) = cache.disk.rename(&cache.sst_name(id, None), &cache.sst_name(id, Some(place))) {
+            cache.report(&error);
+            self.ssts.remove(&id);
+            return cache.remove_file(&cache.sst_name(id, None));
+        }
+        self.ssts.get_mut(&id).expect("just seen").place = Some(place);
+        self.small.bytes += bytes;
+        if first {
+            self.small.order.push_front(Unit::Sst(id));
+        } else {
+            self.small.order.push_back(Unit::Sst(id));
+        }
+    }
+
+    fn drop_sst(&mut self, id: SstId) -> Option<LocalSst> {
+        let sst = self.ssts.remove(&id)?;
+        if let Some(place) = sst.place {
+            let files = self.files(place.queue);
+            files.bytes -= sst.bytes;
+            files.order.retain(|unit| *unit != Unit::Sst(id));
             self.opened.retain(|opened| *opened != id);
         }
+        Some(sst)
+    }
+
+    /// Takes what goes next out of its queue's order: from the small queue, while it has more than its share.
+    fn pop_oldest(&mut self, small_bytes: u64) -> Option<Unit> {
+        let small = self.small.bytes > small_bytes || self.main.order.is_empty();
+        self.files(if small { Queue::Small } else { Queue::Main }).order.pop_front()
+    }
+
+    /// What is in a file that may go. `None`: nothing, it is gone.
+    fn leaving(&mut self, cache: &DiskCache, unit: Unit) -> Option<Leaving> {
+        match unit {
+            Unit::Sst(id) => {
+                let file = self.open_sst(cache, id)?;
+                let sst = self.ssts.get(&id)?;
+                let queue = sst.place?.queue;
+                let fetched = u8::from(queue == Queue::Main);
+                let chunk = |(chunk, visits): (u32, &Visits)| LeavingChunk {
+                    id,
+                    chunk,
+                    offset: u64::from(chunk) * CHUNK,
+                    bytes: chunk_bytes(sst.bytes, chunk),
+                    reads: visits.count.saturating_add(fetched),
+                };
+                let chunks = (0..).zip(&sst.visits).map(chunk).collect();
+                Some(Leaving { queue, bytes: sst.bytes, file, chunks })
+            }
+            Unit::Segment(number) => {
+                let segment = self.segments.get(&number)?;
+                let chunks = segment.entries.iter().filter_map(|&(id, chunk)| {
+                    let place = self.chunks.get(&id)?.get(&chunk).filter(|place| place.segment == number)?;
+                    let (offset, bytes, reads) =
+                        (place.offset, place.bytes, place.visits.count.saturating_add(1));
+                    Some(LeavingChunk { id, chunk, offset, bytes, reads })
+                });
+                let (chunks, file) = (chunks.collect(), Arc::clone(&segment.file));
+                Some(Leaving { queue: segment.place.queue, bytes: segment.bytes, file, chunks })
+            }
+        }
+    }
+
+    /// Moves a file that left its queue's order behind the main queue. `false`: it is where it was.
+    fn move_whole(&mut self, cache: &DiskCache, unit: Unit) -> bool {
+        let to = self.behind(Queue::Main);
+        let (from, bytes) = match unit {
+            Unit::Sst(id) => self.ssts.get(&id).and_then(|sst| Some((sst.place?, sst.bytes))),
+            Unit::Segment(number) => self.segments.get(&number).map(|segment| (segment.place, segment.bytes)),
+        }
+        .expect("a file that is leaving is there");
+        let name = |place: Place| match unit {
+            Unit::Sst(id) => cache.sst_name(id, Some(place)),
+            Unit::Segment(_) => cache.segment_name(place),
+        };
+        if let Err(error) = cache.disk.rename(&name(from), &name(to)) {
+            cache.report(&error);
+            return false;
+        }
+        match unit {
+            Unit::Sst(id) => {
+                let sst = self.ssts.get_mut(&id).expect("just seen");
+                sst.place = Some(to);
+                sst.visits.iter_mut().for_each(|visits| visits.count = faded(visits.count));
+            }
+            Unit::Segment(number) => {
+                self.end_segment(number);
+                let segment = self.segments.get_mut(&number).expect("just seen");
+                segment.place = to;
+                for (id, chunk) in &segment.entries {
+                    let place = self.chunks.get_mut(id).and_then(|chunks| chunks.get_mut(chunk));
+                    if let Some(place) = place.filter(|place| place.segment == number) {
+                        place.visits.count = faded(place.visits.count);
+                    }
+                }
+            }
+        }
+        self.files(from.queue).bytes -= bytes;
+        self.main.bytes += bytes;
+        self.main.order.push_back(unit);
         true
     }
 
-    /// Takes a local sst out, unless it is gone; returns the chunks of it that were read.
-    fn evict_sst(&mut self, cache: &DiskCache, id: SstId) -> Option<Vec<Kept>> {
-        let bytes = self.ssts.get(&id).filter(|sst| !sst.pinned)?.bytes;
-        let file = self.open_sst(cache, id)?;
-        let reads = std::mem::take(&mut self.ssts.get_mut(&id)?.reads);
-        self.drop_sst(id);
-        let kept = (0..).zip(reads).filter(|(_, reads)| *reads > 0).map(|(chunk, reads)| {
-            let offset = u64::from(chunk) * CHUNK;
-            let piece = Piece { file: Arc::clone(&file), offset, bytes: chunk_bytes(bytes, chunk).into() };
-            Kept { id, chunk, reads, piece }
-        });
-        Some(kept.collect())
+    /// Forgets a file that is leaving and what is in it; returns its name.
+    fn take_out(&mut self, cache: &DiskCache, unit: Unit) -> String {
+        match unit {
+            Unit::Sst(id) => {
+                let sst = self.drop_sst(id).expect("a file that is leaving is there");
+                cache.sst_name(id, sst.place)
+            }
+            Unit::Segment(number) => {
+                self.end_segment(number);
+                let segment = self.segments.remove(&number).expect("a file that is leaving is there");
+                self.files(segment.place.queue).bytes -= segment.bytes;
+                for (id, chunk) in segment.entries {
+                    let Some(chunks) = self.chunks.get_mut(&id) else { continue };
+                    if chunks.get(&chunk).is_some_and(|place| place.segment == number) {
+                        chunks.remove(&chunk);
+                    }
+                    if chunks.is_empty() {
+                        self.chunks.remove(&id);
+                    }
+                }
+                cache.segment_name(segment.place)
+            }
+        }
     }
 
-    /// The same for a segment.
-    fn evict_segment(&mut self, number: u64) -> Option<Vec<Kept>> {
-        let segment = self.segments.remove(&number)?;
-        self.evictable_bytes -= segment.bytes;
-        if self.current == Some(number) {
-            self.current = None;
+    /// Nothing is appended to a segment any more.
+    fn end_segment(&mut self, number: u64) {
+        for files in [&mut self.small, &mut self.main] {
+            files.current = files.current.filter(|current| *current != number);
         }
-        let mut kept = Vec::new();
-        for (id, chunk) in segment.entries {
-            let Some(chunks) = self.chunks.get_mut(&id) else { continue };
-            if chunks.get(&chunk).is_none_or(|place| place.segment != number) {
-                continue;
-            }
-            let place = chunks.remove(&chunk).expect("just seen");
-            if place.reads > 0 {
-                let piece = Piece {
-                    file: Arc::clone(&segment.file),
-                    offset: place.offset,
-                    bytes: place.bytes.into(),
-                };
-                kept.push(Kept { id, chunk, reads: place.reads, piece });
-            }
-            if chunks.is_empty() {
-                self.chunks.remove(&id);
-            }
-        }
-        Some(kept)
     }
 
     /// Ends a segment with its index, for the next start.
     fn seal(&mut self, number: u64) -> std::result::Result<(), DiskError> {
         let Some(segment) = self.segments.get_mut(&number) else { return Ok(()) };
-        let mut index = Vec::new();
-        for (id, chunk) in &segment.entries {
-            let place = self.chunks.get(id).and_then(|chunks| chunks.get(chunk));
-            if let Some(place) = place.filter(|place| place.segment == number) {
-                SegmentEntry { id: *id, chunk: *chunk, bytes: place.bytes, offset: place.offset }
-                    .encode(&mut index);
-            }
-        }
-        let count = (index.len() / SegmentEntry::BYTES) as u64;
-        index.extend_from_slice(&count.to_le_bytes());
-        let checksum = xxh3_64(&index);
-        index.extend_from_slice(&checksum.to_le_bytes());
-        index.extend_from_slice(&SEGMENT_MAGIC);
+        let entries = segment.entries.iter().filter_map(|&(id, chunk)| {
+            let place = self.chunks.get(&id)?.get(&chunk).filter(|place| place.segment == number)?;
+            Some(SegmentEntry { id, chunk, bytes: place.bytes, offset: place.offset })
+        });
+        let index = files::sealed_index(entries);
         let offset = segment.bytes;
         segment.bytes += index.len() as u64;
-        self.evictable_bytes += index.len() as u64;
-        segment.file.write_at(offset, &index)
+        let (file, queue) = (Arc::clone(&segment.file), segment.place.queue);
+        self.files(queue).bytes += index.len() as u64;
+        file.write_at(offset, &index)
     }
 }
 
 impl LocalSst {
-    fn new(file: Option<Arc<dyn DiskFile>>, bytes: u64, pinned: bool) -> Self {
-        Self { file, bytes, pinned, reads: vec![0; bytes.div_ceil(CHUNK) as usize], cold: false }
+    /// A pinned one.
+    fn new(file: Option<Arc<dyn DiskFile>>, bytes: u64) -> Self {
+        let visits = vec![Visits::NONE; bytes.div_ceil(CHUNK) as usize];
+        Self { file, bytes, place: None, visits, cold: false }
     }
 }
 
-// ---- the bytes of a segment (`docs/formats/disk-cache.md`): a cache, so an unknown version is just empty ----
-
-const SEGMENT_MAGIC: [u8; 8] = *b"CISTchk\x01";
-const HEADER_BYTES: u64 = 40;
-const TRAILER_BYTES: u64 = 24;
-
-/// Before each chunk: what it is, for segments that never got their index.
-fn header(id: SstId, chunk: u32, bytes: u32) -> [u8; HEADER_BYTES as usize] {
-    let mut header = [0; HEADER_BYTES as usize];
-    header[..8].copy_from_slice(&SEGMENT_MAGIC);
-    header[8..16].copy_from_slice(&id.epoch.0.to_le_bytes());
-    header[16..24].copy_from_slice(&id.counter.to_le_bytes());
-    header[24..28].copy_from_slice(&chunk.to_le_bytes());
-    header[28..32].copy_from_slice(&bytes.to_le_bytes());
-    let checksum = xxh3_64(&header[..32]);
-    header[32..].copy_from_slice(&checksum.to_le_bytes());
-    header
-}
-
-struct SegmentEntry {
-    id: SstId,
-    chunk: u32,
-    bytes: u32,
-    offset: u64,
-}
-
-impl SegmentEntry {
-    const BYTES: usize = 32;
-
-    fn encode(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.id.epoch.0.to_le_bytes());
-        out.extend_from_slice(&self.id.counter.to_le_bytes());
-        out.extend_from_slice(&self.chunk.to_le_bytes());
-        out.extend_from_slice(&self.bytes.to_le_bytes());
-        out.extend_from_slice(&self.offset.to_le_bytes());
+impl LeavingChunk {
+    /// Whether it was read again.
+    fn stays(&self) -> bool {
+        self.reads > 1
     }
 
-    fn decode(entry: &[u8; Self::BYTES]) -> Self {
-        let long = |at: usize| u64::from_le_bytes(entry[at..at + 8].try_into().expect("eight bytes"));
-        let short = |at: usize| u32::from_le_bytes(entry[at..at + 4].try_into().expect("four bytes"));
-        let id = SstId { epoch: Epoch(long(0)), counter: long(8) };
-        Self { id, chunk: short(16), bytes: short(20), offset: long(24) }
+    fn length(&self) -> u64 {
+        u64::from(self.bytes) + HEADER_BYTES
     }
 }
 
-/// What a segment of an earlier life holds: from its index, or header by header if it never got one.
-fn read_segment_index(file: &dyn DiskFile, length: u64) -> std::result::Result<Vec<SegmentEntry>, DiskError> {
-    let entries = match read_sealed_index(file, length)? {
-        Some(entries) => entries,
-        None => read_headers(file, length)?,
-    };
-    let sound =
-        |entry: &SegmentEntry| entry.offset.checked_add(entry.bytes.into()).is_some_and(|end| end <= length);
-    Ok(entries.into_iter().filter(sound).collect())
-}
+impl Visits {
+    const STEP: u64 = 1024;
+    /// Nothing goes on where this ends.
+    const NONE: Self = Self { count: 0, from: u8::MAX, to: u8::MAX };
 
-fn read_sealed_index(
-    file: &dyn DiskFile,
-    length: u64,
-) -> std::result::Result<Option<Vec<SegmentEntry>>, DiskError> {
-    let Some(trailer_at) = length.checked_sub(TRAILER_BYTES) else { return Ok(None) };
-    let trailer = read_file(file, trailer_at..length)?;
-    let (count, _) = trailer.split_first_chunk().expect("a trailer is 24 bytes");
-    let index_at = u64::from_le_bytes(*count)
-        .checked_mul(SegmentEntry::BYTES as u64)
-        .and_then(|bytes| trailer_at.checked_sub(bytes));
-    let (Some(index_at), true) = (index_at, trailer[16..] == SEGMENT_MAGIC) else { return Ok(None) };
-    let index = read_file(file, index_at..trailer_at + 8)?;
-    if xxh3_64(&index).to_le_bytes() != trailer[8..16] {
-        return Ok(None);
-    }
-    Ok(Some(index.as_chunks().0.iter().map(SegmentEntry::decode).collect()))
-}
-
-fn read_headers(file: &dyn DiskFile, length: u64) -> std::result::Result<Vec<SegmentEntry>, DiskError> {
-    let (mut entries, mut at) = (Vec::new(), 0);
-    while at + HEADER_BYTES <= length {
-        let found = read_file(file, at..at + HEADER_BYTES)?;
-        let long = |at: usize| u64::from_le_bytes(found[at..at + 8].try_into().expect("eight bytes"));
-        let short = |at: usize| u32::from_le_bytes(found[at..at + 4].try_into().expect("four bytes"));
-        let id = SstId { epoch: Epoch(long(8)), counter: long(16) };
-        let (chunk, bytes) = (short(24), short(28));
-        if header(id, chunk, bytes)[..] != found[..] {
-            break;
+    /// A read of `range` of an object, as far as it is in `chunk`.
+    fn note(&mut self, range: &Range<u64>, chunk: u32) {
+        let last = *self;
+        self.stand(range, chunk);
+        if self.from != last.to && self.to != last.from {
+            self.count = self.count.saturating_add(1);
         }
-        entries.push(SegmentEntry { id, chunk, bytes, offset: at + HEADER_BYTES });
-        at += HEADER_BYTES + u64::from(bytes);
     }
-    Ok(entries)
+
+    fn stand(&mut self, range: &Range<u64>, chunk: u32) {
+        let start = u64::from(chunk) * CHUNK;
+        self.from = (range.start.max(start).saturating_sub(start) / Self::STEP) as u8;
+        self.to = (range.end.min(start + CHUNK).saturating_sub(start) / Self::STEP) as u8;
+    }
 }
+
+const _: () = assert!(CHUNK / Visits::STEP < u8::MAX as u64);
 
 /// The chunk of an object that its byte at `offset` is in.
 pub(crate) fn chunk_at(offset: u64) -> u32 {
@@ -827,17 +1009,4 @@ fn read_pieces(pieces: &[Piece], bytes: u64) -> std::result::Result<Bytes, DiskE
         rest = after;
     }
     Ok(Bytes::from(out))
-}
-
-fn parse_sst(name: &str) -> Option<SstId> {
-    let (epoch, counter) = name.strip_prefix('/')?.split_once('-')?;
-    Some(SstId { epoch: Epoch(parse_hex(epoch)?), counter: parse_hex(counter)? })
-}
-
-fn parse_segment(name: &str) -> Option<u64> {
-    parse_hex(name.strip_prefix('/')?)
-}
-
-fn parse_hex(digits: &str) -> Option<u64> {
-    if digits.len() == 16 { u64::from_str_radix(digits, 16).ok() } else { None }
 }

@@ -765,3 +765,39 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn the_machine_may_stop_at_any_step_of_the_local_disk() {
+    const CAPACITY: u64 = 1 << 20;
+    let ssts: Vec<_> =
+        (0..6).map(|number| built(number, number as u32 * 600..(number as u32 + 1) * 600)).collect();
+    // Twice what the disk may hold: files move between the queues and go. Returns early where the disk ends.
+    let live = |world: &mut World| -> Result<()> {
+        for (meta, bytes) in &ssts {
+            world.store.write_local(meta, bytes)?;
+            world.store.upload(meta.id)?;
+            world.metas.push(Arc::new(SstMeta { opened: OpenSst::default(), ..(**meta).clone() }));
+            let rows = 0..600 * world.metas.len() as u32;
+            for row in rows.step_by(171).chain([5, 300, 5, 300]) {
+                world.get(row)?;
+            }
+        }
+        Ok(())
+    };
+    let mut whole = World::new(CAPACITY);
+    live(&mut whole).unwrap();
+    assert!(whole.file_names().iter().any(|name| name.contains("/m")), "{:?}", whole.file_names());
+    let steps = whole.disk.operations();
+    assert!(steps > 60, "{steps}");
+    for stop in 0..steps {
+        let mut world = World::new(CAPACITY);
+        world.disk.arm(crate::disk::DiskFault::StopAt(stop));
+        let _stopped = live(&mut world);
+        // What is torn differs with the step.
+        let disk = if stop % 2 == 0 { world.disk.crash() } else { world.disk.kill() };
+        let rows = 600 * world.metas.len() as u32;
+        let world = world.restarted(disk, CAPACITY);
+        (0..rows).step_by(41).for_each(|row| world.get(row).unwrap());
+        assert!(world.disk.used() <= CAPACITY + (1 << 18), "step {stop}: {}", world.disk.used());
+    }
+}
