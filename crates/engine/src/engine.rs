@@ -15,7 +15,7 @@ use bucket::{Bucket, Names};
 use parking_lot::Mutex;
 
 use crate::background::Workers;
-use crate::cache::Loan;
+use crate::cache::{COPIES, Loan, bytes_known_in};
 use crate::claim::Fence;
 use crate::commit::{Commits, Committed, Loads, Seen, not_empty};
 use crate::compaction::pressure::{Debt, pauses_merges};
@@ -42,7 +42,7 @@ use crate::version::SstMeta;
 use crate::view::View;
 use crate::wal::{Uploader, WalLimits};
 use crate::writeset::WriteSet;
-use crate::{Clock, Disk, Epoch, Error, Kind, Result, Seqno, SstId, TreeId, full_key, gc};
+use crate::{Clock, Disk, Epoch, Error, Kind, RealDisk, Result, Seqno, SstId, TreeId, full_key, gc};
 
 /// The outside world, as the engine gets it.
 pub struct Parts {
@@ -117,6 +117,23 @@ impl Settings {
             },
             ..most
         }
+    }
+
+    /// With sizes for a local disk that has `space` bytes which are free or taken by copies (see [`Self::disk_space`]): half is for the cache, but no more than a sixteenth
+    /// of the memory can know of. An eighth may wait for its upload, as ssts and again as the wal that they come from; a longer outage than 4 GiB
+    /// would make the next start too slow.
+    pub fn for_disk(self, space: u64) -> Self {
+        let waits_least = 4 * self.memtable_bytes as u64;
+        Self {
+            disk_cache_bytes: (space / 2).min(bytes_known_in(self.memory_bytes / 16)),
+            unuploaded_bytes_max: (space / 8).min(Self::default().unuploaded_bytes_max).max(waits_least),
+            ..self
+        }
+    }
+
+    /// What of a disk is free or taken by copies of what the bucket has.
+    pub fn disk_space(disk: &RealDisk) -> Result<u64> {
+        Ok(disk.space(&COPIES)?)
     }
 }
 
@@ -481,6 +498,7 @@ impl Engine {
             ("edits_published", count(&self.counters.published)),
             ("edits_queued", self.tree.queued() as u64),
             ("unuploaded_bytes", self.store.unuploaded_bytes()),
+            ("unuploaded_bytes_max", self.settings.unuploaded_bytes_max),
             ("ssts_deleted", count(&self.counters.ssts_deleted)),
             ("prefetched", count(&self.counters.prefetched)),
             ("warmed_chunks", count(&self.counters.warmed)),
@@ -496,6 +514,7 @@ impl Engine {
             ("disk_cache_hits", disk.hits),
             ("disk_cache_misses", disk.misses),
             ("disk_cache_bytes", disk.bytes),
+            ("disk_cache_capacity", disk.capacity),
             ("disk_cache_written_bytes", disk.written),
             ("bucket_waits", self.store.waits()),
             ("recovered_transactions", self.report.transactions),

@@ -151,6 +151,24 @@ fn what_is_borrowed_is_given_back() {
 }
 
 #[test]
+fn settings_for_a_disk_fit_it_and_the_memory() {
+    let of = |memory: usize, space: u64| {
+        let settings = Settings::for_memory(memory).for_disk(space);
+        (settings.disk_cache_bytes, settings.unuploaded_bytes_max)
+    };
+    const GIB: u64 = 1 << 30;
+    assert_eq!(of(1 << 30, 16 * GIB), (8 * GIB, 2 * GIB));
+    assert_eq!(of(1 << 30, 48 * GIB), (24 * GIB, 4 * GIB));
+    let (cache, waits) = of(512 << 20, 10_000 * GIB);
+    assert!((28 * GIB..32 * GIB).contains(&cache) && waits == 4 * GIB, "{cache} {waits}");
+    assert_eq!(
+        of(1 << 30, 0),
+        (0, 4 * (64 << 20)),
+        "a full disk still takes what is flushed, as far as it goes"
+    );
+}
+
+#[test]
 fn settings_for_little_memory_fit_it() {
     for mib in [1, 32, 100, 190, 500, 1000, 4000, 100_000] {
         let settings = Settings::for_memory(mib << 20);

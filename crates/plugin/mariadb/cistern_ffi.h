@@ -64,7 +64,7 @@ typedef struct {
   cistern_text data_dir;               /* engine's local files */
   cistern_text server_dir;             /* mariadbd's data directory */
   cistern_text temporary_dir;          /* where the server names temporary tables */
-  uint64_t memory_bytes, memtable_bytes, disk_cache_bytes, unuploaded_bytes_max, transaction_bytes_max, wal_upload_interval_ms; /* of the first two and of transaction_bytes_max 0: whatever fits */
+  uint64_t memory_bytes, memtable_bytes, disk_cache_bytes, unuploaded_bytes_max, transaction_bytes_max, wal_upload_interval_ms; /* 0: whatever fits, but for the last */
 } cistern_config;
 
 typedef void (*cistern_name_sink)(void *argument, const char *name, size_t length);

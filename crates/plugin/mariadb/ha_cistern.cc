@@ -35,7 +35,6 @@ static unsigned int setting_upload_interval;
   MYSQL_SYSVAR_ULONGLONG(name, variable, PLUGIN_VAR_RQCMDARG | PLUGIN_VAR_READONLY, text, nullptr, nullptr, default_value, minimum, ULONGLONG_MAX >> 1, 4096)
 #define KIB 1024ULL
 #define MIB (1024ULL * KIB)
-#define GIB (1024ULL * MIB)
 
 static MYSQL_SYSVAR_STR(bucket, setting_bucket, PLUGIN_VAR_RQCMDARG | PLUGIN_VAR_READONLY | PLUGIN_VAR_MEMALLOC,
   "URL of the bucket (file:///..., s3://bucket/prefix); without it the environment variable CISTERN_BUCKET. Credentials never go here", nullptr, nullptr, "");
@@ -45,8 +44,8 @@ static MYSQL_SYSVAR_STR(data_dir, setting_data_dir, PLUGIN_VAR_RQCMDARG | PLUGIN
   "Directory of the local wal and caches; without it '#cistern' in the data directory", nullptr, nullptr, "");
 static SETTING_SIZE(memory_size, setting_memory, "Bytes of memory that the whole server may take; 0: half of the machine's, or most of what its control group allows", 0, 0);
 static SETTING_SIZE(memtable_size, setting_memtable, "Bytes of memory that newest rows fill before they are flushed; 0: a sixteenth of the engine's, 64 MiB at most", 0, 0);
-static SETTING_SIZE(disk_cache_size, setting_disk_cache, "Bytes of local disk for chunks of objects", 10 * GIB, MIB);
-static SETTING_SIZE(unuploaded_size_max, setting_unuploaded, "Bytes of flushed data that may wait for their upload before writes are refused", 4 * GIB, MIB);
+static SETTING_SIZE(disk_cache_size, setting_disk_cache, "Bytes of local disk for copies of what is in the bucket; 0: half of what is free there or taken by them", 0, 0);
+static SETTING_SIZE(unuploaded_size_max, setting_unuploaded, "Bytes of flushed data that may wait for their upload before writes are refused; 0: an eighth of that, 4 GiB at most", 0, 0);
 static SETTING_SIZE(transaction_size_max, setting_transaction, "Bytes that one transaction may write; 0: an eighth of the engine's memory, 1 GiB at most", 0, 0);
 static MYSQL_SYSVAR_UINT(wal_upload_interval_ms, setting_upload_interval, PLUGIN_VAR_RQCMDARG | PLUGIN_VAR_READONLY,
   "Milliseconds between uploads of the wal: what a lost disk may cost, with the upload's own time", nullptr, nullptr, 700, 10, 3600000, 0);

@@ -32,7 +32,9 @@ pub struct Start {
     pub memory_bytes: u64,
     /// 0: as fits the memory.
     pub memtable_bytes: u64,
+    /// 0: as fits the disk.
     pub disk_cache_bytes: u64,
+    /// 0: as fits the disk.
     pub unuploaded_bytes_max: u64,
     /// 0: as fits the memory.
     pub transaction_bytes_max: u64,
@@ -134,14 +136,14 @@ fn open(callbacks: &Callbacks, start: &Start) -> Result<Life, Refusal> {
     };
     let disk = RealDisk::open(&local)
         .map_err(|error| (exit::CONFIGURATION, format!("cistern_data_dir {}: {error}", local.display())))?;
+    let settings = settings(start, &disk);
     let parts = Parts {
         bucket,
         disk: Arc::new(disk) as Arc<dyn Disk>,
         clock: Arc::new(SystemClock::default()) as Arc<dyn Clock>,
         seed: chance(),
     };
-    let engine =
-        Engine::open(parts, settings(start)).map_err(|error| refused(&error, "opening the bucket"))?;
+    let engine = Engine::open(parts, settings).map_err(|error| refused(&error, "opening the bucket"))?;
     open_tables(callbacks, engine, &server_dir)
 }
 
@@ -178,19 +180,27 @@ fn open_tables(callbacks: &Callbacks, engine: Arc<Engine>, server_dir: &Path) ->
     Ok(Life { store, collations, files, engine, watcher })
 }
 
-fn settings(start: &Start) -> Settings {
+fn settings(start: &Start, disk: &RealDisk) -> Settings {
     let set = |value: u64, least: usize, derived: usize| match value {
         0 => derived,
         set => usize::try_from(set).unwrap_or(usize::MAX).max(least),
     };
     let process = memory::process_bytes(start.memory_bytes);
     let derived = Settings::for_memory(memory::engine_bytes(process, memory::resident_bytes()));
+    let derived = match Settings::disk_space(disk) {
+        Ok(space) => derived.for_disk(space),
+        Err(error) => {
+            log::write(Level::Warning, &format!("sizes for the local disk are guessed: {error}"));
+            derived
+        }
+    };
+    let set_bytes = |value: u64, derived: u64| if value == 0 { derived } else { value.max(1 << 20) };
     let scale = memory::Scale::new(process);
     Settings {
         branch: start.branch.clone(),
         memtable_bytes: set(start.memtable_bytes, 64 << 10, derived.memtable_bytes),
-        disk_cache_bytes: start.disk_cache_bytes,
-        unuploaded_bytes_max: start.unuploaded_bytes_max,
+        disk_cache_bytes: set_bytes(start.disk_cache_bytes, derived.disk_cache_bytes),
+        unuploaded_bytes_max: set_bytes(start.unuploaded_bytes_max, derived.unuploaded_bytes_max),
         transaction_bytes_max: set(start.transaction_bytes_max, 1 << 20, derived.transaction_bytes_max),
         wal_upload_interval: start.wal_upload_interval,
         background: Background::Threads,

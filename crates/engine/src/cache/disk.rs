@@ -45,6 +45,14 @@ const SEGMENTS_MIN: u64 = 64;
 /// The small queue's share.
 const SMALL_SHARE: u64 = 10;
 
+/// Directories of files that may go.
+pub(crate) const COPIES: [&str; 2] = ["sst", "cache"];
+
+/// How large a cache may be of which `memory` bytes know all.
+pub(crate) fn bytes_known_in(memory: usize) -> u64 {
+    (memory / (INDEX_BYTES + GHOST_BYTES)) as u64 * CHUNK
+}
+
 /// The local disk's share in reading ssts.
 pub(crate) struct DiskCache {
     disk: Arc<dyn Disk>,
@@ -223,12 +231,12 @@ impl DiskCache {
     /// others, those of other branches too.
     pub(crate) fn adopt(&self, live: &dyn Fn(SstId) -> Option<u64>) -> Result<()> {
         let mut found = Found::default();
-        for name in self.disk.list("cache")? {
+        for name in self.disk.list(COPIES[1])? {
             if !self.adopt_segment(&name, live, &mut found)? {
                 self.disk.remove(&name)?;
             }
         }
-        for name in self.disk.list("sst")? {
+        for name in self.disk.list(COPIES[0])? {
             if !self.adopt_sst(&name, live, &mut found)? {
                 self.disk.remove(&name)?;
             }

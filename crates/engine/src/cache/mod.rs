@@ -5,5 +5,7 @@
 mod disk;
 mod memory;
 
-pub(crate) use disk::{DiskCache, DiskCacheStatus, Lookup, chunk_at, chunk_range, chunks_of};
+pub(crate) use disk::{
+    COPIES, DiskCache, DiskCacheStatus, Lookup, bytes_known_in, chunk_at, chunk_range, chunks_of,
+};
 pub(crate) use memory::{BlockCache, BlockCacheStatus, Held, Loan, Slots};

@@ -5,7 +5,7 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -49,6 +49,21 @@ impl RealDisk {
     /// The directory.
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// Bytes that are free for this directory, with those that the files under `given_up` take.
+    pub fn space(&self, given_up: &[&str]) -> Result<u64, DiskError> {
+        let answer = rustix::fs::statvfs(&self.root);
+        let system = answer.map_err(|e| failed("ask for the space of", &self.root, &e.into()))?;
+        let mut bytes = system.f_bavail.saturating_mul(system.f_frsize);
+        for name in
+            given_up.iter().map(|directory| self.list(directory)).collect::<Result<Vec<_>, _>>()?.concat()
+        {
+            // Its blocks, not its length: what was never written is free.
+            let taken = std::fs::metadata(self.path(&name)).map_or(0, |found| found.blocks() * 512);
+            bytes = bytes.saturating_add(taken);
+        }
+        Ok(bytes)
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -238,6 +253,21 @@ mod tests {
         disk.remove("aside/b").unwrap();
         assert!(disk.open("aside/b").err().is_some_and(|e| e.absent && e.path.contains("aside/b")));
         assert!(disk.create("wal/a").is_err(), "create never opens an existing file");
+    }
+
+    #[test]
+    fn space_counts_what_may_be_given_up() {
+        let directory = tempfile::tempdir().unwrap();
+        let disk = RealDisk::open(directory.path().join("data")).unwrap();
+        let own = |disk: &RealDisk| {
+            // Others may write at the same time.
+            (0..100).map(|_| disk.space(&["copies"]).unwrap().saturating_sub(disk.space(&[]).unwrap())).min()
+        };
+        assert!(own(&disk) < Some(1 << 20));
+        let file = disk.create("copies/some/a").unwrap();
+        file.write_at(0, &[7; 8 << 20]).unwrap();
+        file.sync().unwrap();
+        assert!(own(&disk).is_some_and(|bytes| (7 << 20..20 << 20).contains(&bytes)), "{:?}", own(&disk));
     }
 
     #[test]
