@@ -811,6 +811,7 @@ impl Engine {
         Debt {
             l0_runs,
             frozen_memtables: self.commits.frozen_count(),
+            active_filled: self.view().active.bytes() as f64 / self.settings.memtable_bytes as f64,
             compaction_bytes,
             unuploaded_bytes: self.store.unuploaded_bytes() + self.unuploaded_wal(),
             unuploaded_bytes_max: self.settings.unuploaded_bytes_max,

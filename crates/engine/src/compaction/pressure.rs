@@ -1,17 +1,22 @@
 //! How much writers are slowed when flush, compaction or upload fall behind: smoothly first, and only then altogether.
 //! Pure: what is owed goes in, what to do comes out.
+//!
+//! * The more is owed the less may be written, down to [`RATE_MIN`]. So writers come to rest at the rate of what flushes and
+//!   merges get done, and wait altogether only where that is about as little as the least rate.
 
 use std::time::Duration;
 
 use crate::limits::{FROZEN_MEMTABLES_MAX, Shape};
 
 /// What is owed at the moment.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Debt {
     /// Runs in L0.
     pub(crate) l0_runs: usize,
     /// Memtables that wait for their flush.
     pub(crate) frozen_memtables: usize,
+    /// How full the memtable is that takes writes; 1: it will be frozen.
+    pub(crate) active_filled: f64,
     /// Bytes by which levels exceed their targets ([`super::pick::debt_bytes`]).
     pub(crate) compaction_bytes: u64,
     /// Bytes on the local disk that the bucket does not have.
@@ -46,13 +51,11 @@ pub(crate) fn pressure(debt: &Debt, shape: &Shape) -> Pressure {
         return Pressure::Full;
     }
     let base = shape.level_base_bytes as f64;
+    // A memtable that is nearly full counts nearly as much as a frozen one: else its end would be a large step.
+    let memtables = debt.frozen_memtables as f64 + debt.active_filled.min(0.99);
     let strain = strain(debt.l0_runs as f64, l0_runs_felt(shape) as f64, shape.l0_runs_stop as f64)
         .max(strain(debt.compaction_bytes as f64, DEBT_BASES.0 * base, DEBT_BASES.1 * base))
-        .max(strain(
-            debt.frozen_memtables as f64,
-            FROZEN_MEMTABLES_MAX as f64 / 2.0,
-            FROZEN_MEMTABLES_MAX as f64,
-        ));
+        .max(strain(memtables, FROZEN_MEMTABLES_MAX as f64 / 2.0, FROZEN_MEMTABLES_MAX as f64));
     match strain {
         s if s <= 0.0 => Pressure::None,
         s if s >= 1.0 => Pressure::Wait,
@@ -105,6 +108,28 @@ mod tests {
         for pair in rates.windows(2) {
             assert!(pair[1] < pair[0] && pair[1] * 2 >= pair[0], "no step halves the rate: {pair:?}");
         }
+    }
+
+    #[test]
+    fn memtables_that_wait_are_felt_smoothly_while_the_next_one_fills() {
+        let at = |frozen_memtables: usize, active_filled: f64| {
+            let debt = Debt { frozen_memtables, active_filled, unuploaded_bytes_max: 1, ..Debt::default() };
+            pressure(&debt, &Shape::default())
+        };
+        assert_eq!((at(1, 1.5), at(2, 0.0)), (Pressure::None, Pressure::None));
+        assert_eq!(at(4, 0.0), Pressure::Wait);
+        let steps = (1..10).map(|tenths| (2, tenths)).chain((0..10).map(|tenths| (3, tenths)));
+        let rates: Vec<u64> = steps
+            .map(|(frozen, tenths)| match at(frozen, f64::from(tenths) / 10.0) {
+                Pressure::Slow { bytes_per_second } => bytes_per_second,
+                other => panic!("{frozen} and {tenths} tenths meet {other:?}"),
+            })
+            .collect();
+        assert!(rates[0] > 100_000_000, "the first step must not be felt: {}", rates[0]);
+        for pair in rates.windows(2) {
+            assert!(pair[1] < pair[0] && pair[1] * 2 >= pair[0], "no step halves the rate: {pair:?}");
+        }
+        assert!(matches!(at(3, 2.0), Pressure::Slow { .. }), "it can still be frozen");
     }
 
     #[test]
