@@ -195,6 +195,11 @@ fn stretched(second: impl Fn(i64) -> i64) -> (Arc<Store>, Handler, i64) {
     (store, t, rows)
 }
 
+/// There are no more readers than processors.
+fn several() -> usize {
+    std::thread::available_parallelism().map_or(1, |processors| processors.get().min(3))
+}
+
 /// Columns of any types after a number, a primary key or none, and secondary keys to be built.
 fn any_shape(dice: &mut Dice) -> (Shape, Vec<Key>) {
     let mut columns = vec![int(4)];
@@ -315,7 +320,7 @@ fn several_readers_make_the_entries_that_one_makes() {
             (readers, trees(store, known + 1).into_values().collect::<Vec<_>>())
         };
         let (readers, by_several) = built_by(&store, &mut t);
-        assert!(readers >= 3, "seed {seed}: {readers} readers");
+        assert!(readers >= several(), "seed {seed}: {readers} readers");
         drop((t, s));
         stop(store);
 
@@ -341,7 +346,7 @@ fn ssts_asked_for(bucket: &FaultyBucket) -> BTreeSet<String> {
 /// The caller would have read all of its own rows before it asked how the others are.
 #[test]
 fn a_reader_that_fails_ends_all_of_them_at_once_and_leaves_nothing() {
-    const ROWS: i64 = 100_000;
+    const ROWS: i64 = 96_000;
     let memory = Arc::new(MemoryBucket::new());
     let cold = |background| {
         let heat: Vec<_> =
@@ -350,8 +355,6 @@ fn a_reader_that_fails_ends_all_of_them_at_once_and_leaves_nothing() {
         let bucket = Arc::new(FaultyBucket::new(memory.clone(), 1, vec![]));
         let mut settings = Settings { background, ..Settings::default() };
         settings.shape.sst_bytes = 32 << 10;
-        // Each sst stays where it is.
-        (settings.shape.l0_runs, settings.shape.l0_runs_stop) = (1000, 2000);
         let disk = SimDisk::new(1);
         (store_on(bucket.clone(), disk.clone(), settings), bucket, disk)
     };
@@ -360,14 +363,15 @@ fn a_reader_that_fails_ends_all_of_them_at_once_and_leaves_nothing() {
     let (store, ..) = cold(Background::Manual);
     let mut t = create(&store, "d/t", &pairs(&[]));
     let mut s = session(&store);
-    for chunk in 0..10 {
+    for chunk in 0..12 {
         s.statement_begin();
-        (chunk * ROWS / 10..(chunk + 1) * ROWS / 10).for_each(|a| t.insert(&mut s, &row(a)).unwrap());
+        (chunk * ROWS / 12..(chunk + 1) * ROWS / 12).for_each(|a| t.insert(&mut s, &row(a)).unwrap());
         s.commit().unwrap();
-        for job in [Job::Freeze, Job::Flush, Job::Publish] {
+        for job in [Job::Freeze, Job::Flush, Job::Publish, Job::Compact, Job::Publish] {
             while store.engine().step(job).unwrap() {}
         }
     }
+    assert_eq!(store.engine().status().get("l0_runs"), Some(0), "each sst has rows of one stretch");
     drop((t, s));
     stop(store);
 
@@ -404,11 +408,14 @@ fn a_reader_that_fails_ends_all_of_them_at_once_and_leaves_nothing() {
     }));
     let held = || {
         let status = store.engine().status();
-        let files =
-            (disk.list("sort").unwrap_or_default(), memory.contents().into_keys().collect::<Vec<_>>());
-        (["transactions_open", "locks_held", "ssts"].map(|name| status.get(name).unwrap()), files)
+        let counts = ["transactions_open", "locks_held", "ssts"].map(|name| status.get(name).unwrap());
+        (counts, disk.list("sort").unwrap_or_default())
     };
-    let before = held();
+    let ssts = || -> BTreeSet<String> {
+        let names = memory.contents().into_keys().map(|name| name.to_string());
+        names.filter(|name| name.contains("/sst/")).collect()
+    };
+    let (before, known) = (held(), ssts());
     let after = pairs(&[plain(&[part(1)])]);
     let plan = || t.table.plan_indexes(after.descriptor(), &[Some(0), None]).unwrap();
     let (first, second) = (plan(), plan());
@@ -418,12 +425,16 @@ fn a_reader_that_fails_ends_all_of_them_at_once_and_leaves_nothing() {
         "{refused}"
     );
     let looked = looks.load(Relaxed);
-    assert!((1..=2).contains(&looked), "the caller looked {looked} times, and has rows for five");
+    assert!(
+        (1..=2).contains(&looked) || several() == 1,
+        "the caller looked {looked} times, and would have six times"
+    );
     assert_eq!(held(), before);
+    assert!(ssts().is_subset(&known), "{:?} are new", ssts().difference(&known));
 
     bucket.faults().set_rules(vec![]);
     let built = t.cursor.build_indexes(&mut session(&store), second).unwrap();
-    assert!(built.readers() >= 3);
+    assert!(built.readers() >= several());
     store.set_indexes(&t.table, IMAGES, built).unwrap();
     let mut t = open(&store, "d/t", &after);
     let mut rows: Vec<Vec<V>> = (0..ROWS).map(row).collect();
