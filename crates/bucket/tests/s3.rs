@@ -368,7 +368,7 @@ fn reads_that_are_overtaken_bring_the_same_bytes() {
         let wait = Duration::from_millis(millis);
         Rule::new("*", Effect::Latency { p50: wait, p99: wait }).with_probability(share)
     };
-    let mut rules = vec![slow(80, 0.15), slow(200, 0.05)];
+    let mut rules = vec![slow(80, 0.15), slow(300, 0.05)];
     rules.extend(weather(0.1));
     server.faults().set_rules(rules);
     std::thread::scope(|scope| {
@@ -397,7 +397,7 @@ fn reads_that_are_overtaken_bring_the_same_bytes() {
         }
     });
     let hedged = bucket.meters().hedged.requests();
-    assert!(hedged > 40, "only {hedged} reads were overtaken");
+    assert!(hedged > 20, "only {hedged} reads were overtaken");
 }
 
 #[test]
