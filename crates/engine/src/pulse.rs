@@ -5,7 +5,7 @@
 //!   as of before it looked (at the clock, or at the claims), so a sleep in the middle leaves an old stamp.
 //! * So a commit that finds the stamp old waits for that look before it is acknowledged. A process that wakes up fenced
 //!   acknowledges nothing but what was on its way to the client already.
-//! * A bucket that does not answer ends the wait too: an outage stops no commits.
+//! * A bucket that does not answer, or three times only after a while, ends the wait too: an outage stops no commits.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;

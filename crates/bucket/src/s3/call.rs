@@ -123,7 +123,7 @@ impl Default for Hedge {
 }
 
 impl Hedge {
-    /// The answer of `attempt`, or of a second one like it. `meter` counts the second.
+    /// The answer of `attempt`, or of a second one like it. That there is no such object is an answer, too. `meter` counts the second.
     pub async fn first_of<T, F>(&self, meter: &OpMeter, attempt: impl Fn() -> F) -> Result<T, Failure>
     where
         F: Future<Output = Result<T, Failure>>,
@@ -141,7 +141,7 @@ impl Hedge {
         F: Future<Output = Result<T, Failure>>,
     {
         let slow = self.0.lock().slow;
-        let mut first = Box::pin(attempt());
+        let mut first = Box::pin(explained(attempt()));
         if let Ok(answer) = tokio::time::timeout(slow, &mut first).await {
             return answer;
         }
@@ -149,14 +149,28 @@ impl Hedge {
             return first.await;
         }
         meter.count(0);
-        let second = Box::pin(Seen::default().watch(attempt()));
+        let second = Box::pin(explained(attempt()));
         match select(first, second).await {
             Either::Left((Ok(answer), _)) | Either::Right((Ok(answer), _)) => Ok(answer),
-            // The first one's failure is the one that was watched from outside.
-            Either::Left((Err(failure), second)) => second.await.map_err(|_| failure),
+            Either::Left((Err(failure), _)) | Either::Right((Err(failure), _)) if failure.is_final() => {
+                Err(failure)
+            }
+            Either::Left((Err(failure), second)) => {
+                second.await.map_err(|later| if later.is_final() { later } else { failure })
+            }
             Either::Right((Err(_), first)) => first.await,
         }
     }
+}
+
+/// Each try's failure is explained by what was seen of it and not of the other.
+async fn explained<T>(attempt: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let seen = Seen::default();
+    let answer = seen.clone().watch(attempt).await;
+    answer.map_err(|failure| {
+        let (reaction, message) = failure.explain(&seen);
+        Failure::Explained(reaction, message)
+    })
 }
 
 impl Pace {
@@ -216,6 +230,9 @@ mod tests {
     /// How a try ends, after how many milliseconds.
     type End = (u64, Result<u8, u8>);
 
+    /// The failure that says that there is no such object.
+    const ABSENT: u8 = 0;
+
     /// What comes of a read whose tries end so, after how many milliseconds, and how many tries there were. The second one, if it may be
     /// sent, begins after 100.
     fn raced(ends: [End; 2], allowed: bool) -> (Result<u8, String>, u64, usize) {
@@ -229,7 +246,14 @@ mod tests {
                 under_way.set(under_way.get() + 1);
                 let _end = Ends(under_way);
                 tokio::time::sleep(Duration::from_millis(after)).await;
-                end.map_err(|error| Failure::Torn(error.to_string()))
+                end.map_err(|error| match error {
+                    ABSENT => {
+                        Seen::note_status(404);
+                        let (path, source) = (String::new(), "404".into());
+                        Failure::Store(object_store::Error::NotFound { path, source })
+                    }
+                    error => Failure::Torn(error.to_string()),
+                })
             }
         };
         let meter = OpMeter::default();
@@ -256,6 +280,7 @@ mod tests {
     #[test]
     fn of_two_tries_the_first_good_answer_wins_and_a_failure_only_if_both_fail() {
         let torn = |error: &str| Err(error.to_owned());
+        let absent = || Err("the store answered 404".to_owned());
         for (first, second, expected) in [
             ((99, Ok(1)), (0, Ok(2)), (Ok(1), 99, 1)),
             ((99, Err(1)), (0, Ok(2)), (torn("1"), 99, 1)),
@@ -266,7 +291,13 @@ mod tests {
             // The second fails first: the first is still good.
             ((301, Ok(1)), (100, Err(2)), (Ok(1), 301, 2)),
             ((151, Ok(1)), (100, Err(2)), (Ok(1), 151, 2)),
-            // Both: what is told is the failure that the watch from outside saw.
+            // That there is nothing is an answer.
+            ((50, Err(ABSENT)), (0, Ok(2)), (absent(), 50, 1)),
+            ((151, Err(ABSENT)), (9000, Ok(2)), (absent(), 151, 2)),
+            ((9001, Ok(1)), (100, Err(ABSENT)), (absent(), 200, 2)),
+            ((151, Err(1)), (100, Err(ABSENT)), (absent(), 200, 2)),
+            ((301, Err(ABSENT)), (100, Err(2)), (absent(), 301, 2)),
+            // Both: what is told is the first one's failure.
             ((151, Err(1)), (100, Err(2)), (torn("1"), 200, 2)),
             ((301, Err(1)), (100, Err(2)), (torn("1"), 301, 2)),
         ] {
@@ -283,21 +314,26 @@ mod tests {
         };
         for _ in 0..3000 {
             let mut end = |odd: u64, name: u8| -> End {
-                (dice(200) * 2 + odd, if dice(2) == 0 { Ok(name) } else { Err(name) })
+                let end = [Ok(name), Err(name), Err(ABSENT)];
+                (dice(200) * 2 + odd, end[dice(3) as usize])
             };
             // Never at the same moment.
             let (first, second) = (end(1, 1), end(0, 2));
             let allowed = dice(4) > 0;
             let late = (second.0 + 100, second.1);
-            let (end, tries) = match (first, late) {
-                _ if first.0 < 100 => (first, 1),
-                _ if !allowed => (first, 1),
-                ((_, Ok(_)), (_, Err(_))) => (first, 2),
-                ((_, Err(_)), (_, Ok(_))) => (late, 2),
-                ((_, Err(_)), (_, Err(_))) => ((first.0.max(late.0), first.1), 2),
-                _ => (if first.0 < late.0 { first } else { late }, 2),
+            let answers = |end: &End| matches!(end.1, Ok(_) | Err(ABSENT));
+            let (end, tries) = match (answers(&first), answers(&late)) {
+                _ if first.0 < 100 || !allowed => (first, 1),
+                (true, false) => (first, 2),
+                (false, true) => (late, 2),
+                (false, false) => ((first.0.max(late.0), first.1), 2),
+                (true, true) => (if first.0 < late.0 { first } else { late }, 2),
             };
-            let expected = (end.1.map_err(|error| error.to_string()), end.0, tries);
+            let words = |error| match error {
+                ABSENT => "the store answered 404".to_owned(),
+                error => error.to_string(),
+            };
+            let expected = (end.1.map_err(words), end.0, tries);
             assert_eq!(raced([first, second], allowed), expected, "{first:?} {second:?} {allowed}");
         }
     }

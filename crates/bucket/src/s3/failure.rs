@@ -12,6 +12,8 @@ pub(super) enum Failure {
     Store(object_store::Error),
     /// The answer did not arrive, or not whole.
     Torn(String),
+    /// What [`Failure::explain`] said of it.
+    Explained(Reaction, String),
 }
 
 impl From<object_store::Error> for Failure {
@@ -101,11 +103,17 @@ impl Seen {
 }
 
 impl Failure {
+    /// Whether another try would end the same way. Only told of what is explained.
+    pub(super) fn is_final(&self) -> bool {
+        matches!(self, Self::Explained(Reaction::Stop(_), _))
+    }
+
     /// The reaction, and words for a person.
     pub(super) fn explain(self, seen: &Seen) -> (Reaction, String) {
         let answer = seen.0.lock().clone();
         let error = match self {
             Self::Torn(message) => return (Reaction::Retry, message),
+            Self::Explained(reaction, message) => return (reaction, message),
             Self::Store(error) => error,
         };
         if let (object_store::Error::Unauthenticated { .. }, None) = (&error, answer.status) {

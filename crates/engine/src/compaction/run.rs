@@ -53,10 +53,9 @@ pub(crate) fn merge(
     parts: usize,
     context: &Context<'_>,
 ) -> Result<Merged> {
-    // As a query reads: a block for each question, not windows of what will be read again.
     let mut above = Merge::new();
     for run in &plan.sources[..plan.sources.len() - 1] {
-        above.add(LevelIter::new(Arc::clone(context.store), Arc::clone(run), Purpose::Query));
+        above.add(LevelIter::new(Arc::clone(context.store), Arc::clone(run), Purpose::Probe));
     }
     let narrowed = narrowed(plan, version, |sst| {
         above.seek(&sst.first_key, Seqno(u64::MAX))?;

@@ -34,6 +34,8 @@ pub(crate) enum Purpose {
     Query,
     /// For a compaction: all of the sst is read once, in large pieces; nothing is cached.
     Compaction,
+    /// For a few questions before a compaction: single blocks; nothing is cached, or made hotter.
+    Probe,
 }
 
 /// An immutable sst that is open for reading.
@@ -481,7 +483,7 @@ impl Sst {
                 }
                 self.fetch_block(partition, block, handle, Some(window))
             }
-            Purpose::Compaction => match slot.peek() {
+            Purpose::Compaction | Purpose::Probe => match slot.peek() {
                 Some(held) => Ok(held),
                 None => {
                     let data = self.decoded_block(handle, Some(window))?;

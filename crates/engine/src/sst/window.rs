@@ -34,6 +34,7 @@ pub(super) struct Window {
     coming: VecDeque<Coming>,
     /// For who reads all of it.
     eager: bool,
+    keep: Keep,
     memory: Option<Arc<Loan>>,
 }
 
@@ -53,6 +54,7 @@ impl Window {
             forward: true,
             coming: VecDeque::new(),
             eager: purpose == Purpose::Compaction,
+            keep: if purpose == Purpose::Query { Keep::Yes } else { Keep::No },
             memory: None,
         }
     }
@@ -87,7 +89,7 @@ impl Window {
         if !forward && !backward {
             self.ahead = 0;
             self.drop_bytes();
-            return source.read(range, self.keep());
+            return source.read(range, self.keep);
         }
         if forward != self.forward {
             self.coming.clear();
@@ -109,7 +111,7 @@ impl Window {
         // The others first: they are under way while this one is waited for.
         (self.start, self.bytes) = (wide.start, Bytes::new());
         self.send_for(source, cache, if forward { wide.end } else { wide.start }, data_bytes);
-        self.bytes = source.read(wide, self.keep())?;
+        self.bytes = source.read(wide, self.keep)?;
         self.within(&range)
             .ok_or_else(|| Error::new(Kind::Bug, "a window without the block it was fetched for"))
     }
@@ -191,13 +193,9 @@ impl Window {
                 return;
             }
             let memory = Arc::new(cache.lend(bytes));
-            let Some(flight) = source.read_ahead(range.clone(), self.keep(), &memory) else { return };
+            let Some(flight) = source.read_ahead(range.clone(), self.keep, &memory) else { return };
             self.coming.push_back(Coming { range, flight, memory });
         }
-    }
-
-    fn keep(&self) -> Keep {
-        if self.eager { Keep::No } else { Keep::Yes }
     }
 
     fn drop_bytes(&mut self) {
