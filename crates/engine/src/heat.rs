@@ -5,7 +5,6 @@
 //! * Warming gives way to readers: while one waits for the bucket, one piece at a time is fetched beside it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -238,8 +237,9 @@ pub(crate) fn warm(
     goes_on: &(dyn Fn() -> bool + Sync),
 ) -> usize {
     let live: BTreeMap<SstId, u64> = version.ssts().map(|(_, sst)| (sst.id, sst.bytes)).collect();
-    let pieces = pieces(map, &live);
-    remember(store, map); // what is here from an earlier life, before something is evicted
+    let hot: Vec<HotChunk> = map.chunks.iter().filter(|hot| live.contains_key(&hot.sst)).copied().collect();
+    let pieces = pieces(&hot);
+    remember(store, &hot); // what is here from an earlier life, before something is evicted
     let (next, came) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let _memory = store.lend(REQUESTS * CHUNKS_AT_ONCE * CHUNK_BYTES);
     let work = |gives_way: bool| {
@@ -248,9 +248,14 @@ pub(crate) fn warm(
                 clock.sleep(POLL);
                 continue;
             }
-            let Some((sst, chunks)) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) else { return };
-            match store.warm_chunks(*sst, live[sst], chunks.clone()) {
-                Ok(fetched) => came.fetch_add(fetched, Ordering::Relaxed),
+            let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) else { return };
+            let HotChunk { sst, chunk, .. } = piece[0];
+            match store.warm_chunks(sst, live[&sst], chunk..chunk.saturating_add(piece.len() as u32)) {
+                Ok(0) => (),
+                Ok(fetched) => {
+                    remember(store, piece); // at once: readers may fill the disk meanwhile, and it is the oldest of what came
+                    came.fetch_add(fetched, Ordering::Relaxed);
+                }
                 Err(error) => {
                     tracing::debug!(%error, "the rest is not warmed");
                     next.store(pieces.len(), Ordering::Relaxed);
@@ -267,32 +272,22 @@ pub(crate) fn warm(
         }
         work(false);
     });
-    remember(store, map);
     came.into_inner()
 }
 
 /// What is on the local disk counts as half as hot as it was.
-fn remember(store: &SstStore, map: &HeatMap) {
-    for hot in &map.chunks {
+fn remember(store: &SstStore, chunks: &[HotChunk]) {
+    for hot in chunks {
         let reads = 1_u8.checked_shl(hot.heat.saturating_sub(1).into()).unwrap_or(u8::MAX);
         store.heat_up(hot.sst, hot.chunk, reads / 2);
     }
 }
 
-/// Neighbours of about the same heat, of ssts that there still are, hottest first.
-fn pieces(map: &HeatMap, live: &BTreeMap<SstId, u64>) -> Vec<(SstId, Range<u32>)> {
-    let mut pieces: Vec<(SstId, Range<u32>)> = Vec::new();
-    for hot in map.chunks.iter().filter(|hot| live.contains_key(&hot.sst)) {
-        match pieces.last_mut() {
-            Some((sst, chunks))
-                if *sst == hot.sst && chunks.end == hot.chunk && chunks.len() < CHUNKS_AT_ONCE =>
-            {
-                chunks.end = hot.chunk.saturating_add(1);
-            }
-            _ => pieces.push((hot.sst, hot.chunk..hot.chunk.saturating_add(1))),
-        }
-    }
-    pieces
+/// Neighbours of about the same heat, hottest first.
+fn pieces(hot: &[HotChunk]) -> Vec<&[HotChunk]> {
+    let neighbours =
+        |one: &HotChunk, next: &HotChunk| one.sst == next.sst && one.chunk.checked_add(1) == Some(next.chunk);
+    hot.chunk_by(neighbours).flat_map(|run| run.chunks(CHUNKS_AT_ONCE)).collect()
 }
 
 /// What a merge wrote takes over the heat of what it read, before readers find it: chunks are as hot as those that held the same keys, and
@@ -320,7 +315,8 @@ fn hand_on_of(store: &Arc<SstStore>, input: &Arc<SstMeta>, outputs: &[Arc<SstMet
         let Some(output) = find_in_run(outputs, &key) else { continue };
         let opened = store.open(output)?;
         let Some(place) = opened.find_block(&key)? else { continue };
-        store.heat_up(output.id, chunk_at(place.offset()), read.max(heat.unwrap_or(0)));
+        let read_here = heat.map_or(0, |hits| hits.saturating_add(1));
+        store.heat_up(output.id, chunk_at(place.offset()), read.max(read_here));
         if heat.is_some_and(|hits| hits > 0) {
             opened.warm_block(&place)?;
         }
@@ -348,8 +344,10 @@ mod tests {
     #[test]
     fn neighbours_of_the_same_heat_are_fetched_together_and_the_hottest_first() {
         let map = map(&[(1, 4, 1), (1, 5, 1), (2, 0, 9), (1, 6, 9), (1, 7, 1), (7, 0, 9)]);
-        let live = [(id(1), 1 << 20), (id(2), 1 << 20)].into();
-        assert_eq!(pieces(&map, &live), vec![(id(1), 6..7), (id(2), 0..1), (id(1), 4..6), (id(1), 7..8)]);
+        let pieces = pieces(&map.chunks);
+        let places: Vec<_> = pieces.iter().map(|piece| (piece[0].sst, piece[0].chunk, piece.len())).collect();
+        let expected = [(1, 6, 1), (2, 0, 1), (7, 0, 1), (1, 4, 2), (1, 7, 1)];
+        assert_eq!(places, expected.map(|(sst, chunk, chunks)| (id(sst), chunk, chunks)));
     }
 
     #[test]
@@ -481,16 +479,35 @@ mod tests {
             before.heat_up(sst.id, 1, 40);
             before.heat_up(sst.id, 2, 1);
         }
-        let map = HeatMap::collect(&before, &version, &HeatMap::default());
-        let disk = disk.kill();
+        let mut map = HeatMap::collect(&before, &version, &HeatMap::default());
+        let mut disk = disk.kill();
+        for heat in [16, 8, 4, 2, 1] {
+            let after = store(&disk);
+            after.adopt(&version, []).unwrap();
+            for sst in [&file, &object] {
+                assert!(after.disk_heat_of(sst.id).is_empty());
+            }
+            warm(&after, &version, &map, &crate::SystemClock::default(), &|| true);
+            for sst in [&file, &object] {
+                assert_eq!(after.disk_heat_of(sst.id), [(1, heat)].into());
+            }
+            map = HeatMap::collect(&after, &version, &HeatMap::default());
+            disk = disk.kill();
+        }
         let after = store(&disk);
         after.adopt(&version, []).unwrap();
-        for sst in [&file, &object] {
-            assert!(after.disk_heat_of(sst.id).is_empty());
-        }
         warm(&after, &version, &map, &crate::SystemClock::default(), &|| true);
-        // To the next power of 2; what is only known of a file was never fetched for anybody, so its first read counts.
-        assert_eq!(after.disk_heat_of(file.id), [(1, 17), (2, 2)].into());
-        assert_eq!(after.disk_heat_of(object.id), [(1, 16)].into());
+        assert!(HeatMap::collect(&after, &version, &HeatMap::default()).chunks.is_empty(), "all has faded");
+
+        // On another machine each piece is hot as soon as it is there.
+        let map = HeatMap { chunks: vec![HotChunk { sst: object.id, chunk: 1, heat: 3 }] };
+        let other = store(&crate::SimDisk::new(2));
+        let seen = Mutex::new(Vec::new());
+        let goes_on = || {
+            seen.lock().push(other.disk_heat_of(object.id));
+            true
+        };
+        warm(&other, &version, &map, &crate::SystemClock::default(), &goes_on);
+        assert_eq!(seen.into_inner(), [[].into(), [(1, 2)].into()]);
     }
 }

@@ -5,7 +5,7 @@
 //! * Evictable bytes are at most the capacity, but for what was admitted a moment ago.
 //! * Eviction is S3-FIFO (`docs/decisions/0007-s3-fifo.md`), with files in the place of chunks: each file stands in one queue, and its name says where.
 //!   What comes stands in the small queue, which has a tenth once the disk is full; chunks of it that were read again go on to the main queue, others go and leave
-//!   a ghost if they were read at all. What comes back while it is a ghost goes to the main queue at once; from its end, what was read since it came returns to its beginning.
+//!   a ghost if they were read at all. What comes back while it is a ghost goes to the main queue at once; of the oldest file of main, what was read since it came is appended there anew.
 //! * A file of which more than half goes on does so as it is, under another name. So an eviction never writes more than it frees.
 //! * Nothing here is synced, pinned ssts included: until an sst is published, the wal has its contents. What survives a
 //!   restart may be wrong: every block carries a checksum that names its sst and its place, the readers verify it, and
@@ -149,7 +149,6 @@ struct Chunk {
     segment: u64,
     offset: u64,
     bytes: u32,
-    /// Without the one that it was fetched for.
     visits: Visits,
 }
 
@@ -161,8 +160,10 @@ struct Segment {
 }
 
 /// How often a chunk was read. Reads that go on where the last one ended are one visit: what passes by once, block by block, is not read again.
+/// Nor is what is read in turns with the block beside it, or a read of no more than a step: that is the price.
 #[derive(Clone, Copy, Debug)]
 struct Visits {
+    /// Since it came to its queue. In the small one the read that it was fetched for is among them.
     count: u8,
     /// Where in the chunk the last one was, in [`Self::STEP`]s.
     from: u8,
@@ -190,7 +191,7 @@ struct LeavingChunk {
     chunk: u32,
     offset: u64,
     bytes: u32,
-    /// How often it was read since it came to the queue, what it was fetched for included.
+    /// As [`Visits::reads`] has them.
     reads: u8,
 }
 
@@ -257,8 +258,8 @@ impl DiskCache {
         let name_here = name.strip_prefix(&self.ssts_directory).and_then(|name| name.strip_prefix('/'));
         let Some((id, place)) = name_here.and_then(files::parse_sst) else { return Ok(false) };
         let mut state = self.state.lock();
-        if let Some(known) = state.ssts.get(&id) {
-            return Ok(known.place == place); // written in this life
+        if state.ssts.contains_key(&id) {
+            return Ok(false); // one copy of it is enough
         }
         let Some(bytes) = live(id) else { return Ok(false) };
         if self.disk.open(name)?.len()? != bytes {
@@ -426,10 +427,15 @@ impl DiskCache {
     /// Chunks were fetched for the sake of `range`.
     pub(crate) fn read_first(&self, id: SstId, range: &Range<u64>) {
         let mut state = self.state.lock();
+        let state = &mut *state;
         let Some(chunks) = state.chunks.get_mut(&id) else { return };
         for number in chunks_of(range) {
             if let Some(chunk) = chunks.get_mut(&number) {
                 chunk.visits.stand(range, number);
+                let segment = state.segments.get(&chunk.segment);
+                if segment.is_some_and(|segment| segment.place.queue == Queue::Small) {
+                    chunk.visits.count = chunk.visits.count.max(1);
+                }
             }
         }
     }
@@ -547,16 +553,12 @@ impl DiskCache {
     /// How often chunks of an sst were read since they came here, those that were. To be in the main queue counts as one.
     pub(crate) fn heat(&self, id: SstId) -> BTreeMap<u32, u8> {
         let state = self.state.lock();
-        let heat = |visits: &Visits, place: Option<Place>| {
-            visits.count.saturating_add(place.is_some_and(|place| place.queue == Queue::Main).into())
-        };
-        let whole = state
-            .ssts
-            .get(&id)
-            .map(|sst| (0..).zip(&sst.visits).map(|(chunk, visits)| (chunk, heat(visits, sst.place))));
+        let whole = state.ssts.get(&id).map(|sst| {
+            let queue = sst.place.map(|place| place.queue);
+            (0..).zip(&sst.visits).map(move |(chunk, visits)| (chunk, visits.reads(queue)))
+        });
         let pieces = state.chunks.get(&id).map(|chunks| {
-            let place = |chunk: &Chunk| state.segments.get(&chunk.segment).map(|segment| segment.place);
-            chunks.iter().map(move |(number, chunk)| (*number, heat(&chunk.visits, place(chunk))))
+            chunks.iter().map(|(number, chunk)| (*number, chunk.visits.reads(state.queue_of(chunk))))
         });
         let all = whole.into_iter().flatten().chain(pieces.into_iter().flatten());
         all.filter(|(_, reads)| *reads > 0).collect()
@@ -569,15 +571,17 @@ impl DiskCache {
         }
     }
 
-    /// A chunk that is here counts as read again so many times, at least.
+    /// A chunk that is here counts as read so many times, at least, as `heat` tells it.
     pub(crate) fn heat_up(&self, id: SstId, chunk: u32, reads: u8) {
         let mut state = self.state.lock();
         let state = &mut *state;
-        if let Some(visits) = state.ssts.get_mut(&id).and_then(|sst| sst.visits.get_mut(chunk as usize)) {
-            visits.count = visits.count.max(reads.saturating_add(1)); // nobody fetched it
+        if let Some(sst) = state.ssts.get_mut(&id) {
+            let queue = sst.place.map(|place| place.queue);
+            sst.visits.get_mut(chunk as usize).into_iter().for_each(|visits| visits.heat_up(reads, queue));
         }
         if let Some(chunk) = state.chunks.get_mut(&id).and_then(|chunks| chunks.get_mut(&chunk)) {
-            chunk.visits.count = chunk.visits.count.max(reads);
+            let queue = state.segments.get(&chunk.segment).map(|segment| segment.place.queue);
+            chunk.visits.heat_up(reads, queue);
         }
     }
 
@@ -625,7 +629,7 @@ impl DiskCache {
         false
     }
 
-    /// Takes the file that is the next to go: it goes, or on to the end of the main queue. `false` if there is none.
+    /// Takes the file that is the next to go: it goes, or becomes the newest of the main queue. `false` if there is none.
     fn evict_oldest(&self) -> bool {
         let mut state = self.state.lock();
         let (unit, leaving) = loop {
@@ -647,7 +651,7 @@ impl DiskCache {
         drop(state);
         for chunk in stay {
             let range = chunk.offset..chunk.offset + u64::from(chunk.bytes);
-            let count = faded(chunk.reads - 1);
+            let count = faded(chunk.reads);
             let moved = read_file(&*leaving.file, range)
                 .and_then(|bytes| self.append(chunk.id, chunk.chunk, &bytes, Queue::Main, count));
             if let Err(error) = moved {
@@ -687,9 +691,10 @@ struct Piece {
     bytes: u64,
 }
 
-/// What is left of a count of reads when the chunk moves on. Few are as good as many, or else it would be there for long after the last one.
-fn faded(count: u8) -> u8 {
-    count.min(3) / 2
+/// What is left of reads when the chunk moves on: without the one that brought it. Few are as good as many, or else it would be there for long
+/// after the last one.
+fn faded(reads: u8) -> u8 {
+    reads.saturating_sub(1).min(3) / 2
 }
 
 impl State {
@@ -771,6 +776,10 @@ impl State {
         }
     }
 
+    fn queue_of(&self, chunk: &Chunk) -> Option<Queue> {
+        self.segments.get(&chunk.segment).map(|segment| segment.place.queue)
+    }
+
     fn evictable_bytes(&self) -> u64 {
         self.small.bytes + self.main.bytes
     }
@@ -826,32 +835,31 @@ impl State {
                 let file = self.open_sst(cache, id)?;
                 let sst = self.ssts.get(&id)?;
                 let queue = sst.place?.queue;
-                let fetched = u8::from(queue == Queue::Main);
                 let chunk = |(chunk, visits): (u32, &Visits)| LeavingChunk {
                     id,
                     chunk,
                     offset: u64::from(chunk) * CHUNK,
                     bytes: chunk_bytes(sst.bytes, chunk),
-                    reads: visits.count.saturating_add(fetched),
+                    reads: visits.reads(Some(queue)),
                 };
                 let chunks = (0..).zip(&sst.visits).map(chunk).collect();
                 Some(Leaving { queue, bytes: sst.bytes, file, chunks })
             }
             Unit::Segment(number) => {
                 let segment = self.segments.get(&number)?;
+                let queue = segment.place.queue;
                 let chunks = segment.entries.iter().filter_map(|&(id, chunk)| {
                     let place = self.chunks.get(&id)?.get(&chunk).filter(|place| place.segment == number)?;
-                    let (offset, bytes, reads) =
-                        (place.offset, place.bytes, place.visits.count.saturating_add(1));
+                    let (offset, bytes, reads) = (place.offset, place.bytes, place.visits.reads(Some(queue)));
                     Some(LeavingChunk { id, chunk, offset, bytes, reads })
                 });
                 let (chunks, file) = (chunks.collect(), Arc::clone(&segment.file));
-                Some(Leaving { queue: segment.place.queue, bytes: segment.bytes, file, chunks })
+                Some(Leaving { queue, bytes: segment.bytes, file, chunks })
             }
         }
     }
 
-    /// Moves a file that left its queue's order behind the main queue. `false`: it is where it was.
+    /// Makes a file that left its queue's order the newest of the main queue. `false`: it is where it was.
     fn move_whole(&mut self, cache: &DiskCache, unit: Unit) -> bool {
         let to = self.behind(Queue::Main);
         let (from, bytes) = match unit {
@@ -871,7 +879,7 @@ impl State {
             Unit::Sst(id) => {
                 let sst = self.ssts.get_mut(&id).expect("just seen");
                 sst.place = Some(to);
-                sst.visits.iter_mut().for_each(|visits| visits.count = faded(visits.count));
+                sst.visits.iter_mut().for_each(|visits| visits.move_on(from.queue));
             }
             Unit::Segment(number) => {
                 self.end_segment(number);
@@ -880,7 +888,7 @@ impl State {
                 for (id, chunk) in &segment.entries {
                     let place = self.chunks.get_mut(id).and_then(|chunks| chunks.get_mut(chunk));
                     if let Some(place) = place.filter(|place| place.segment == number) {
-                        place.visits.count = faded(place.visits.count);
+                        place.visits.move_on(from.queue);
                     }
                 }
             }
@@ -962,6 +970,21 @@ impl Visits {
     const STEP: u64 = 1024;
     /// Nothing goes on where this ends.
     const NONE: Self = Self { count: 0, from: u8::MAX, to: u8::MAX };
+
+    /// Reads since the chunk came to its queue (none: it is pinned), that which brought it included: in the main queue nothing is that nobody read.
+    fn reads(&self, queue: Option<Queue>) -> u8 {
+        self.count.saturating_add((queue == Some(Queue::Main)).into())
+    }
+
+    /// `reads` says so many, or more.
+    fn heat_up(&mut self, reads: u8, queue: Option<Queue>) {
+        self.count = self.count.max(reads.saturating_sub((queue == Some(Queue::Main)).into()));
+    }
+
+    /// The chunk goes to the main queue.
+    fn move_on(&mut self, from: Queue) {
+        self.count = faded(self.reads(Some(from)));
+    }
 
     /// A read of `range` of an object, as far as it is in `chunk`.
     fn note(&mut self, range: &Range<u64>, chunk: u32) {

@@ -1,7 +1,7 @@
 //! Carries out a merge, or writes a memtable: reads versions in order, leaves out what nobody sees, writes local ssts.
 //!
 //! * On success the outputs hold, for every snapshot, what the inputs held. On an error none of them is left.
-//! * Outputs are local and synced; nothing here uploads or publishes them.
+//! * Outputs are local, and not synced: until they are published, their inputs have their contents. Nothing here uploads or publishes them.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

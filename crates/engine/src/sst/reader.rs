@@ -355,7 +355,8 @@ impl Sst {
     pub(crate) fn warm_block(&self, place: &BlockPlace) -> Result<()> {
         let BlockPlace { partition, block, handle } = *place;
         if self.slots.block(partition, block).heat().is_none() {
-            let data = self.decoded_block(handle, None)?;
+            // Nobody asked for it yet: it is no read of its chunk.
+            let data = self.decode_block(handle, &self.source.read(handle.range(), Keep::No)?)?;
             let bytes = data.bytes();
             self.slots.keep_block(partition, block, data, bytes);
         }
@@ -509,13 +510,15 @@ impl Sst {
     }
 
     fn decoded_block(&self, handle: Handle, window: Option<&mut Window>) -> Result<Block> {
-        self.verified(handle.range(), window, |stored| {
-            let block = unseal_block(self.id, handle.offset, BlockKind::Data, stored)?;
-            match self.loaded {
-                None => Ok(block),
-                Some(seqno) => block.committed_at(seqno),
-            }
-        })
+        self.verified(handle.range(), window, |stored| self.decode_block(handle, stored))
+    }
+
+    fn decode_block(&self, handle: Handle, stored: &[u8]) -> Result<Block> {
+        let block = unseal_block(self.id, handle.offset, BlockKind::Data, stored)?;
+        match self.loaded {
+            None => Ok(block),
+            Some(seqno) => block.committed_at(seqno),
+        }
     }
 
     /// Fetches `range` and decodes it; what does not verify is fetched again past every local copy.

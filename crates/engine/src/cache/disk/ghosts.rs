@@ -13,7 +13,7 @@ pub(super) const GHOST_BYTES: usize = 32;
 pub(super) struct Ghosts {
     /// Hashes: two chunks that share one do no harm.
     known: BTreeSet<u64>,
-    /// Oldest first. What was taken is still in it until its time comes.
+    /// Oldest first. What was taken is still in it until its time comes; if it was added again, it is forgotten then: too early, which costs a fetch at most.
     order: VecDeque<u64>,
 }
 

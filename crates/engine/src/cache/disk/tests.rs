@@ -1,8 +1,8 @@
 //! What restarts, full disks and earlier versions leave of the cache.
 
 use super::*;
-use crate::Epoch;
 use crate::disk::SimDisk;
+use crate::{Epoch, Kind};
 
 const BRANCH: BranchId = BranchId([1; 16]);
 const BYTES: u64 = 2048;
@@ -38,6 +38,7 @@ fn read(cache: &DiskCache, id: SstId) -> bool {
         }
         Lookup::Lacks(_) => {
             cache.keep(id, 0, &content(id));
+            cache.read_first(id, &(0..BYTES));
             cache.make_room();
             false
         }
@@ -101,8 +102,9 @@ impl Life {
                 0 | 1 => {
                     let sst = id(self.flushed.len() as u64 + 1000);
                     self.flushed.push(sst);
-                    // A full disk; the caller would wait.
-                    drop(flush(cache, sst));
+                    // The caller would wait.
+                    let refused = flush(cache, sst).err();
+                    assert!(refused.is_none_or(|error| error.kind() == Kind::Full), "{sst}");
                 }
                 2 => {
                     let at = self.below(self.flushed.len().max(1) as u64) as usize;
@@ -216,4 +218,53 @@ fn what_passes_by_block_by_block_is_one_visit() {
     assert_eq!(visits(&[forward.clone(), forward].concat()), 2);
     assert_eq!(visits(&[5000..9000, 5000..9000, 60_000..70_000]), 3);
     assert_eq!(visits(&[0..CHUNK, 0..CHUNK]), 2);
+}
+
+#[test]
+fn threads_that_read_write_and_drop_at_once_find_what_is_right_and_leave_the_books_in_order() {
+    const THREADS: u64 = 4;
+    for seed in 0..4 {
+        let disk = SimDisk::new(seed);
+        let cache = cache_on(&disk);
+        let live = |thread: u64| {
+            let mut life = Life::new(seed * THREADS + thread);
+            for step in 0..1500 {
+                let object = id(life.below(300).min(life.below(300)));
+                // Of whichever thread.
+                let sst = id((1 + life.below(THREADS)) * 10_000 + life.below(step + 1) / 8);
+                match life.below(40) {
+                    0..5 => {
+                        let own = id((1 + thread) * 10_000 + step / 8);
+                        if !cache.has(own, &(0..BYTES)) {
+                            flush(&cache, own).unwrap();
+                        }
+                    }
+                    5 => cache.forget(object),
+                    6 => _ = cache.distrust(object, 0..BYTES),
+                    7 => _ = cache.distrust(sst, 0..BYTES),
+                    8 => cache.heat_up(if step % 2 == 0 { object } else { sst }, 0, 2),
+                    9 => assert!(cache.heat(sst).len() <= 1),
+                    10..16 => {
+                        if let Lookup::Hit(bytes) = cache.look(sst, 0..BYTES, true).unwrap() {
+                            assert_eq!(bytes, content(sst), "{sst}");
+                        }
+                    }
+                    _ => _ = read(&cache, object),
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            (0..THREADS).for_each(|thread| {
+                drop(scope.spawn({
+                    let live = &live;
+                    move || live(thread)
+                }))
+            })
+        });
+        cache.make_room();
+        check(&cache, &disk);
+        let (cache, disk) = restarted(&disk);
+        check(&cache, &disk);
+        (0..300).for_each(|object| _ = read(&cache, id(object)));
+    }
 }

@@ -208,3 +208,36 @@ fn more_is_here_than_under_a_fifo_with_reinsertion() {
         assert!(written < 1.25, "{name}: {written}");
     }
 }
+
+#[test]
+fn a_load_on_a_full_disk_evicts_what_merges_of_unread_data_wrote() {
+    const L0: u64 = 40;
+    let mut trace = now_and_then();
+    let write = |cache: &DiskCache, sst: u64, cold: bool| {
+        cache.write_pinned(id(sst), &content(sst)).unwrap();
+        if cold {
+            cache.set_cold(id(sst));
+        }
+        cache.unpin(id(sst));
+        cache.make_room();
+    };
+    let (mut next, mut merged) = (3 * ONE_OFF, Vec::new());
+    for _ in 0..50 {
+        let flushed = next..next + L0;
+        flushed.clone().for_each(|sst| write(&trace.cache, sst, false));
+        assert!(
+            flushed.clone().all(|sst| trace.cache.has(id(sst), &(0..BYTES))),
+            "the merge reads them here"
+        );
+        let outputs = next + L0..next + 2 * L0;
+        outputs.clone().for_each(|sst| write(&trace.cache, sst, true));
+        flushed.for_each(|sst| trace.cache.forget(id(sst)));
+        merged.extend(outputs);
+        next += 2 * L0;
+    }
+    let here = merged.iter().filter(|sst| trace.cache.has(id(**sst), &(0..BYTES))).count() as u64;
+    assert!(here < CHUNKS, "{here}");
+    (trace.hits, trace.reads) = (0, 0);
+    (0..CHUNKS / 4).for_each(|object| trace.read(object));
+    assert_eq!(trace.hits, CHUNKS / 4, "what is hot stays");
+}
