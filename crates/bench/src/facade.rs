@@ -12,10 +12,10 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bucket::MemoryBucket;
+use engine::limits::Shape;
 use engine::{
-    Background, Clock, Cursor, Engine, Isolation, Job, LockMode, LockWait, Parts, ReadAs, RealDisk, Result,
-    Settings, SimDisk, SystemClock, TreeId,
+    Clock, Cursor, Engine, Isolation, Job, LockMode, LockWait, Parts, ReadAs, RealDisk, Result, Settings,
+    SystemClock, TreeId,
 };
 
 const ROWS: u64 = 500_000;
@@ -31,19 +31,7 @@ fn main() -> Result<()> {
         Some("bulk") => return bulk(),
         _ => (),
     }
-    let settings = Settings {
-        background: Background::Manual,
-        memtable_bytes: 1 << 30,
-        memory_bytes: 3 << 30,
-        ..Settings::default()
-    };
-    let parts = Parts {
-        bucket: Arc::new(MemoryBucket::new()),
-        disk: Arc::new(SimDisk::new(1)),
-        clock: Arc::new(SystemClock::default()),
-        seed: 1,
-    };
-    let engine = Engine::open(parts, settings)?;
+    let engine = bench::engine_in_memory(Shape::default())?;
     let mut txn = engine.begin();
     for n in 0..ROWS {
         txn.put(TREE, &key(n), &VALUE)?;

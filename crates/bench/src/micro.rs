@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Barrier, LazyLock};
 use std::time::{Duration, Instant};
 
+use bench::engine_in_memory;
 use bench::history::{self, figure};
 use bench::machine::Watch;
 use bucket::MemoryBucket;
@@ -26,8 +27,8 @@ use engine::internals::{
 };
 use engine::limits::Shape;
 use engine::{
-    Background, BranchId, Cursor, Disk, Engine, Epoch, Isolation, Job, LockMode, LockWait, OpKind, Parts,
-    ReadAs, RealDisk, Result, Seqno, Settings, SimDisk, SystemClock, TreeId, Txn, WalPosition, full_key,
+    BranchId, Cursor, Disk, Engine, Epoch, Isolation, Job, LockMode, LockWait, OpKind, Parts, ReadAs,
+    RealDisk, Result, Seqno, Settings, SystemClock, TreeId, Txn, WalPosition, full_key,
 };
 
 /// Measures single steps of the engine, in nanoseconds
@@ -237,7 +238,7 @@ fn cursors(report: &mut Report) {
     const FEW: usize = 100_000;
     // The rows dealt out to runs at random, some of them again in the memtable.
     let fill = |parts: u64, again: u64| -> Result<Arc<Engine>> {
-        let engine = open(Shape::default())?;
+        let engine = engine_in_memory(Shape::default())?;
         let mut txn = engine.begin();
         for part in 0..parts {
             for n in (0..FEW as u64).filter(|n| mixed(n + 1) % parts == part) {
@@ -350,7 +351,7 @@ fn trees(report: &mut Report) {
     });
     drop(engine);
 
-    let open_new = || open(Shape::default()).expect(MEMORY);
+    let open_new = || engine_in_memory(Shape::default()).expect(MEMORY);
     let name = "tree: one row to a commit, no sync (lock, put, commit)";
     report.step_on(name, ["6667", "3333"], 100_000, open_new, |engine, share| {
         let mut txn = engine.begin();
@@ -373,7 +374,7 @@ fn trees(report: &mut Report) {
 /// Rows dealt out to five runs of L0, in ssts so small that two threads can share their merge.
 fn runs_in_l0() -> Result<Arc<Engine>> {
     const FEW: u64 = 200_000;
-    let engine = open(Shape { sst_bytes: 1 << 20, ..Shape::default() })?;
+    let engine = engine_in_memory(Shape { sst_bytes: 1 << 20, ..Shape::default() })?;
     let mut txn = engine.begin();
     for run in 0..5 {
         for n in (run..FEW).step_by(5) {
@@ -392,7 +393,8 @@ fn runs_in_l0() -> Result<Arc<Engine>> {
 /// All rows in three levels, a hundredth of them again in each of two runs of L0.
 fn layered() -> Result<Arc<Engine>> {
     // With 60 MB of packed rows at the bottom, levels of an eighth each reach this base in two steps.
-    let engine = open(Shape { level_base_bytes: 1 << 20, sst_bytes: 4 << 20, ..Shape::default() })?;
+    let engine =
+        engine_in_memory(Shape { level_base_bytes: 1 << 20, sst_bytes: 4 << 20, ..Shape::default() })?;
     let mut txn = engine.begin();
     const PARTS: u64 = 25;
     for part in 0..PARTS {
@@ -416,23 +418,6 @@ fn layered() -> Result<Arc<Engine>> {
         engine.step(Job::Flush)?;
     }
     Ok(engine)
-}
-
-fn open(shape: Shape) -> Result<Arc<Engine>> {
-    let settings = Settings {
-        background: Background::Manual,
-        memtable_bytes: 1 << 30,
-        memory_bytes: 3 << 30,
-        shape,
-        ..Settings::default()
-    };
-    let parts = Parts {
-        bucket: Arc::new(MemoryBucket::new()),
-        disk: Arc::new(SimDisk::new(1)),
-        clock: Arc::new(SystemClock::default()),
-        seed: 1,
-    };
-    Engine::open(parts, settings)
 }
 
 fn short_key(n: u64) -> [u8; 8] {

@@ -18,6 +18,7 @@ mod ghosts;
 mod tests;
 #[cfg(test)]
 mod traces;
+mod visits;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
@@ -29,6 +30,7 @@ use parking_lot::Mutex;
 
 use self::files::{HEADER_BYTES, SegmentEntry};
 use self::ghosts::{GHOST_BYTES, Ghosts};
+use self::visits::{Visits, faded};
 use crate::disk::{Disk, DiskError, DiskFile};
 use crate::limits::{CHUNK_BYTES, SST_BYTES};
 use crate::{BranchId, Result, SstId};
@@ -45,8 +47,10 @@ const SEGMENTS_MIN: u64 = 64;
 /// The small queue's share.
 const SMALL_SHARE: u64 = 10;
 
+const SSTS: &str = "sst";
+const CHUNKS: &str = "cache";
 /// Directories of files that may go.
-pub(crate) const COPIES: [&str; 2] = ["sst", "cache"];
+pub(crate) const COPIES: [&str; 2] = [SSTS, CHUNKS];
 
 /// How large a cache may be of which `memory` bytes know all.
 pub(crate) fn bytes_known_in(memory: usize) -> u64 {
@@ -159,17 +163,6 @@ struct Segment {
     place: Place,
 }
 
-/// How often a chunk was read. Reads that go on where the last one ended are one visit: what passes by once, block by block, is not read again.
-/// Nor is what is read in turns with the block beside it, or a read of no more than a step: that is the price.
-#[derive(Clone, Copy, Debug)]
-struct Visits {
-    /// Since it came to its queue. In the small one the read that it was fetched for is among them.
-    count: u8,
-    /// Where in the chunk the last one was, in [`Self::STEP`]s.
-    from: u8,
-    to: u8,
-}
-
 /// Files of an earlier life.
 #[derive(Default)]
 struct Found {
@@ -213,8 +206,8 @@ impl DiskCache {
         let branch: String = branch.0.iter().map(|byte| format!("{byte:02x}")).collect();
         Self {
             disk,
-            ssts_directory: format!("sst/{branch}"),
-            chunks_directory: format!("cache/{branch}"),
+            ssts_directory: format!("{SSTS}/{branch}"),
+            chunks_directory: format!("{CHUNKS}/{branch}"),
             capacity,
             chunk_bytes,
             // Small ones have one chunk, if there is room for a few.
@@ -232,12 +225,12 @@ impl DiskCache {
     /// others, those of other branches too.
     pub(crate) fn adopt(&self, live: &dyn Fn(SstId) -> Option<u64>) -> Result<()> {
         let mut found = Found::default();
-        for name in self.disk.list(COPIES[1])? {
+        for name in self.disk.list(CHUNKS)? {
             if !self.adopt_segment(&name, live, &mut found)? {
                 self.disk.remove(&name)?;
             }
         }
-        for name in self.disk.list(COPIES[0])? {
+        for name in self.disk.list(SSTS)? {
             if !self.adopt_sst(&name, live, &mut found)? {
                 self.disk.remove(&name)?;
             }
@@ -475,7 +468,7 @@ impl DiskCache {
         self.reported.store(false, Ordering::Relaxed);
         let Some(home) = state.segments.get_mut(&segment) else { return Ok(()) };
         home.entries.push((id, chunk));
-        let visits = Visits { count, ..Visits::NONE };
+        let visits = Visits::counted(count);
         let place = Chunk { segment, offset: offset + HEADER_BYTES, bytes: bytes.len() as u32, visits };
         state.chunks.entry(id).or_default().insert(chunk, place);
         Ok(())
@@ -689,12 +682,6 @@ struct Piece {
     file: Arc<dyn DiskFile>,
     offset: u64,
     bytes: u64,
-}
-
-/// What is left of reads when the chunk moves on: without the one that brought it. Few are as good as many, or else it would be there for long
-/// after the last one.
-fn faded(reads: u8) -> u8 {
-    reads.saturating_sub(1).min(3) / 2
 }
 
 impl State {
@@ -965,44 +952,6 @@ impl LeavingChunk {
         u64::from(self.bytes) + HEADER_BYTES
     }
 }
-
-impl Visits {
-    const STEP: u64 = 1024;
-    /// Nothing goes on where this ends.
-    const NONE: Self = Self { count: 0, from: u8::MAX, to: u8::MAX };
-
-    /// Reads since the chunk came to its queue (none: it is pinned), that which brought it included: in the main queue nothing is that nobody read.
-    fn reads(&self, queue: Option<Queue>) -> u8 {
-        self.count.saturating_add((queue == Some(Queue::Main)).into())
-    }
-
-    /// `reads` says so many, or more.
-    fn heat_up(&mut self, reads: u8, queue: Option<Queue>) {
-        self.count = self.count.max(reads.saturating_sub((queue == Some(Queue::Main)).into()));
-    }
-
-    /// The chunk goes to the main queue.
-    fn move_on(&mut self, from: Queue) {
-        self.count = faded(self.reads(Some(from)));
-    }
-
-    /// A read of `range` of an object, as far as it is in `chunk`.
-    fn note(&mut self, range: &Range<u64>, chunk: u32) {
-        let last = *self;
-        self.stand(range, chunk);
-        if self.from != last.to && self.to != last.from {
-            self.count = self.count.saturating_add(1);
-        }
-    }
-
-    fn stand(&mut self, range: &Range<u64>, chunk: u32) {
-        let start = u64::from(chunk) * CHUNK;
-        self.from = (range.start.max(start).saturating_sub(start) / Self::STEP) as u8;
-        self.to = (range.end.min(start + CHUNK).saturating_sub(start) / Self::STEP) as u8;
-    }
-}
-
-const _: () = assert!(CHUNK / Visits::STEP < u8::MAX as u64);
 
 /// The chunk of an object that its byte at `offset` is in.
 pub(crate) fn chunk_at(offset: u64) -> u32 {

@@ -260,14 +260,13 @@ fn a_long_scan_waits_for_the_bucket_a_few_times_only_and_reads_the_same() {
 /// 60,000 rows in one sst, on no local disk, and the bucket that it is read from.
 fn with_helpers() -> (World, Arc<Together>) {
     let world = World::new(ROOMY).with_ssts(1, 60_000).uploaded();
-    let together = Arc::new(Together {
-        bucket: world.bucket.clone(),
-        now: Mutex::new(0),
-        most: Mutex::new(0),
-        met: Condvar::new(),
-        gate: Mutex::new(()),
-    });
-    let bucket = Arc::clone(&together) as Arc<dyn Bucket>;
+    let together = Arc::new(Together::default());
+    let (bucket, waits) = (world.bucket.clone(), Arc::clone(&together));
+    let get_ranges = move |name: &ObjectName, ranges: &[Range<u64>]| {
+        waits.wait(ranges);
+        bucket.get_ranges(name, ranges)
+    };
+    let bucket = Arc::new(Asked { bucket: world.bucket.clone(), get_ranges: Box::new(get_ranges) });
     let store = store_on(&SimDisk::new(2), bucket, ROOMY, PLENTY_AND_THREADS);
     let metas =
         world.metas.iter().map(|meta| Arc::new(SstMeta { opened: OpenSst::default(), ..(**meta).clone() }));
@@ -389,9 +388,45 @@ fn what_nobody_read_before_a_merge_goes_first() {
     assert!(world.store.local.has(world.metas[0].id, &(0..world.metas[0].bytes)));
 }
 
-/// Large requests wait for others to be there at the same time, but not for ever.
-struct Together {
+/// A bucket whose ranged reads go another way.
+struct Asked {
     bucket: Arc<MemoryBucket>,
+    get_ranges: Box<GetRanges>,
+}
+
+type GetRanges = dyn Fn(&ObjectName, &[Range<u64>]) -> Answer<Vec<Bytes>> + Send + Sync;
+type Answer<T> = std::result::Result<T, bucket::BucketError>;
+
+impl Bucket for Asked {
+    fn put_if_absent(&self, name: &ObjectName, body: Bytes) -> Answer<bucket::PutOutcome> {
+        self.bucket.put_if_absent(name, body)
+    }
+    fn put(&self, name: &ObjectName, body: Bytes) -> Answer<()> {
+        self.bucket.put(name, body)
+    }
+    fn get(&self, name: &ObjectName) -> Answer<Bytes> {
+        self.bucket.get(name)
+    }
+    fn get_ranges(&self, name: &ObjectName, ranges: &[Range<u64>]) -> Answer<Vec<Bytes>> {
+        (self.get_ranges)(name, ranges)
+    }
+    fn head(&self, name: &ObjectName) -> Answer<Option<u64>> {
+        self.bucket.head(name)
+    }
+    fn list(&self, prefix: &ObjectName) -> Answer<Vec<bucket::ObjectInfo>> {
+        self.bucket.list(prefix)
+    }
+    fn delete(&self, names: &[ObjectName]) -> Answer<()> {
+        self.bucket.delete(names)
+    }
+    fn meters(&self) -> &bucket::Meters {
+        self.bucket.meters()
+    }
+}
+
+/// Large requests wait for others to be there at the same time, but not for ever.
+#[derive(Default)]
+struct Together {
     now: Mutex<usize>,
     most: Mutex<usize>,
     met: Condvar,
@@ -399,25 +434,9 @@ struct Together {
     gate: Mutex<()>,
 }
 
-impl Bucket for Together {
-    fn put_if_absent(
-        &self,
-        name: &ObjectName,
-        body: Bytes,
-    ) -> std::result::Result<bucket::PutOutcome, bucket::BucketError> {
-        self.bucket.put_if_absent(name, body)
-    }
-    fn put(&self, name: &ObjectName, body: Bytes) -> std::result::Result<(), bucket::BucketError> {
-        self.bucket.put(name, body)
-    }
-    fn get(&self, name: &ObjectName) -> std::result::Result<Bytes, bucket::BucketError> {
-        self.bucket.get(name)
-    }
-    fn get_ranges(
-        &self,
-        name: &ObjectName,
-        ranges: &[Range<u64>],
-    ) -> std::result::Result<Vec<Bytes>, bucket::BucketError> {
+impl Together {
+    /// Before the request for `ranges`.
+    fn wait(&self, ranges: &[Range<u64>]) {
         if std::thread::current().name() == Some("cistern-ahead") {
             drop(self.gate.lock());
         }
@@ -431,19 +450,6 @@ impl Bucket for Together {
             self.met.wait_while_for(&mut now, |now| *now < 3, std::time::Duration::from_millis(200));
             *now -= 1;
         }
-        self.bucket.get_ranges(name, ranges)
-    }
-    fn head(&self, name: &ObjectName) -> std::result::Result<Option<u64>, bucket::BucketError> {
-        self.bucket.head(name)
-    }
-    fn list(&self, prefix: &ObjectName) -> std::result::Result<Vec<bucket::ObjectInfo>, bucket::BucketError> {
-        self.bucket.list(prefix)
-    }
-    fn delete(&self, names: &[ObjectName]) -> std::result::Result<(), bucket::BucketError> {
-        self.bucket.delete(names)
-    }
-    fn meters(&self) -> &bucket::Meters {
-        self.bucket.meters()
     }
 }
 

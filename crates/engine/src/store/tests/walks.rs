@@ -6,7 +6,6 @@ use super::*;
 
 /// Tells the requests of threads that read ahead from those of the reader.
 struct Watched {
-    bucket: Arc<MemoryBucket>,
     /// What the reader asks goes through here, what is read ahead through the other.
     own: FaultyBucket,
     ahead: FaultyBucket,
@@ -19,12 +18,17 @@ struct Watched {
 }
 
 impl Watched {
-    fn new(bucket: &Arc<MemoryBucket>, seed: u64, own: Vec<Rule>, ahead: Vec<Rule>) -> Arc<Self> {
+    /// It, and the bucket that asks it.
+    fn new(
+        bucket: &Arc<MemoryBucket>,
+        seed: u64,
+        own: Vec<Rule>,
+        ahead: Vec<Rule>,
+    ) -> (Arc<Self>, Arc<dyn Bucket>) {
         #[expect(clippy::disallowed_methods, reason = "real threads need real time to meet")]
         let pause = Arc::new(std::thread::sleep);
         let faulty = |seed, rules| FaultyBucket::new(bucket.clone(), seed, rules).with_pause(pause.clone());
-        Arc::new(Self {
-            bucket: bucket.clone(),
+        let watched = Arc::new(Self {
             own: faulty(seed, own),
             ahead: faulty(seed + 1000, ahead),
             now: Mutex::new(0),
@@ -33,29 +37,14 @@ impl Watched {
             own_bytes: AtomicU64::new(0),
             ahead_bytes: AtomicU64::new(0),
             ahead_failed: AtomicU64::new(0),
-        })
+        });
+        let asked = Arc::clone(&watched);
+        let get_ranges =
+            Box::new(move |name: &ObjectName, ranges: &[Range<u64>]| asked.get_ranges(name, ranges));
+        (watched, Arc::new(Asked { bucket: bucket.clone(), get_ranges }))
     }
-}
 
-impl Bucket for Watched {
-    fn put_if_absent(
-        &self,
-        name: &ObjectName,
-        body: Bytes,
-    ) -> std::result::Result<bucket::PutOutcome, bucket::BucketError> {
-        self.bucket.put_if_absent(name, body)
-    }
-    fn put(&self, name: &ObjectName, body: Bytes) -> std::result::Result<(), bucket::BucketError> {
-        self.bucket.put(name, body)
-    }
-    fn get(&self, name: &ObjectName) -> std::result::Result<Bytes, bucket::BucketError> {
-        self.bucket.get(name)
-    }
-    fn get_ranges(
-        &self,
-        name: &ObjectName,
-        ranges: &[Range<u64>],
-    ) -> std::result::Result<Vec<Bytes>, bucket::BucketError> {
+    fn get_ranges(&self, name: &ObjectName, ranges: &[Range<u64>]) -> Answer<Vec<Bytes>> {
         let ahead = std::thread::current().name() == Some("cistern-ahead");
         let now = {
             let mut now = self.now.lock();
@@ -76,18 +65,6 @@ impl Bucket for Watched {
             self.own_bytes.fetch_add(bytes, Ordering::Relaxed);
         }
         answer
-    }
-    fn head(&self, name: &ObjectName) -> std::result::Result<Option<u64>, bucket::BucketError> {
-        self.bucket.head(name)
-    }
-    fn list(&self, prefix: &ObjectName) -> std::result::Result<Vec<bucket::ObjectInfo>, bucket::BucketError> {
-        self.bucket.list(prefix)
-    }
-    fn delete(&self, names: &[ObjectName]) -> std::result::Result<(), bucket::BucketError> {
-        self.bucket.delete(names)
-    }
-    fn meters(&self) -> &bucket::Meters {
-        self.bucket.meters()
     }
 }
 
@@ -121,8 +98,8 @@ fn all_of_a_run_is_fetched_once_and_most_of_it_ahead() {
     for (purpose, backwards) in
         [(Purpose::Query, false), (Purpose::Query, true), (Purpose::Compaction, false)]
     {
-        let bucket = Watched::new(&world.bucket, 1, vec![latency(1)], vec![latency(1)]);
-        let (store, run) = cold(&world, bucket.clone(), 0);
+        let (watched, bucket) = Watched::new(&world.bucket, 1, vec![latency(1)], vec![latency(1)]);
+        let (store, run) = cold(&world, bucket, 0);
         let mut iter = LevelIter::new(Arc::clone(&store), run, purpose);
         let edge = if backwards { &[0xff; 8][..] } else { &[] };
         if backwards { iter.seek_before(edge) } else { iter.seek(edge, Seqno(u64::MAX)) }.unwrap();
@@ -133,16 +110,16 @@ fn all_of_a_run_is_fetched_once_and_most_of_it_ahead() {
         }
         assert!(!iter.valid());
         let (own, ahead) =
-            (bucket.own_bytes.load(Ordering::Relaxed), bucket.ahead_bytes.load(Ordering::Relaxed));
+            (watched.own_bytes.load(Ordering::Relaxed), watched.ahead_bytes.load(Ordering::Relaxed));
         let all: u64 = world.metas.iter().map(|meta| meta.bytes).sum();
         let what =
             format!("{purpose:?} backwards {backwards}: {own} bytes by the reader, {ahead} ahead, of {all}");
-        let requests = bucket.own_requests.load(Ordering::Relaxed);
-        println!("{what}, {requests} requests, {} at once", bucket.most.lock());
+        let requests = watched.own_requests.load(Ordering::Relaxed);
+        println!("{what}, {requests} requests, {} at once", watched.most.lock());
         assert!(own + ahead < all + all / 10, "{what}");
         assert!(ahead > all / 4, "{what}");
         assert!(requests < 40, "{what} in {requests} requests");
-        assert!(*bucket.most.lock() >= 2, "windows are on their way together");
+        assert!(*watched.most.lock() >= 2, "windows are on their way together");
         store.settle(&SystemClock::default(), Duration::MAX);
     }
 }
@@ -233,9 +210,9 @@ fn whatever_comes_ahead_late_damaged_or_never_a_walk_reads_what_the_list_says() 
             rules.insert(0, latency(milliseconds));
             rules
         };
-        let bucket = Watched::new(&world.bucket, seed, slow(own, 1), slow(ahead, 1 + below(4)));
+        let (watched, bucket) = Watched::new(&world.bucket, seed, slow(own, 1), slow(ahead, 1 + below(4)));
         let disk_cache_bytes = [0, 2 << 20, ROOMY][below(3) as usize];
-        let (store, run) = cold(&world, bucket.clone(), disk_cache_bytes);
+        let (store, run) = cold(&world, bucket, disk_cache_bytes);
         // Some blocks are in memory already, and their chunks on the disk.
         for _ in 0..below(6) {
             let from = below(u64::from(ROWS) - 300) as u32;
@@ -275,9 +252,9 @@ fn whatever_comes_ahead_late_damaged_or_never_a_walk_reads_what_the_list_says() 
         drop(walk);
         store.settle(&SystemClock::default(), Duration::MAX);
         assert_eq!(store.ahead.load(Ordering::Relaxed), 0);
-        ahead_failed += bucket.ahead_failed.load(Ordering::Relaxed);
-        ahead_bytes += bucket.ahead_bytes.load(Ordering::Relaxed);
-        most = most.max(*bucket.most.lock());
+        ahead_failed += watched.ahead_failed.load(Ordering::Relaxed);
+        ahead_bytes += watched.ahead_bytes.load(Ordering::Relaxed);
+        most = most.max(*watched.most.lock());
     }
     println!(
         "{ahead_failed} flights failed, {ahead_bytes} bytes came ahead, {errors} errors, {most} at once"
