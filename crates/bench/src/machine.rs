@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The machine during one row.
 #[derive(Clone, Copy, Debug, Default)]
@@ -84,6 +84,39 @@ fn busy_ticks() -> u64 {
     [0, 1, 2, 5, 6, 7].iter().filter_map(|&index| numbers.get(index)).sum()
 }
 
+/// What a process has taken of the processors so far: all its threads, those that have ended too, without its children.
+///
+/// # Errors
+/// It is gone.
+pub fn processor_time(pid: i32) -> Result<Duration, String> {
+    let file = format!("/proc/{pid}/stat");
+    let text = fs::read_to_string(&file).map_err(|error| format!("{file}: {error}"))?;
+    let stat = Stat::parse(&text).ok_or_else(|| format!("{file} says something else: {text}"))?;
+    Ok(Duration::from_secs_f64(stat.own as f64 / TICKS_A_SECOND))
+}
+
+/// What a line of /proc/<pid>/stat says, times in ticks.
+#[derive(Debug, PartialEq)]
+struct Stat {
+    parent: u32,
+    own: u64,
+    children: u64,
+}
+
+impl Stat {
+    fn parse(text: &str) -> Option<Self> {
+        // The name in brackets may hold anything; after it: state, parent, … and at 11 to 14 the times.
+        let (_, rest) = text.rsplit_once(") ")?;
+        let words: Vec<&str> = rest.split(' ').collect();
+        let number = |index: usize| words.get(index)?.parse::<u64>().ok();
+        Some(Self {
+            parent: number(1)? as u32,
+            own: number(11)? + number(12)?,
+            children: number(13)? + number(14)?,
+        })
+    }
+}
+
 /// Of this program and everything it started, the dead included.
 fn own_ticks() -> u64 {
     let mut parents = BTreeMap::new();
@@ -93,12 +126,9 @@ fn own_ticks() -> u64 {
             continue;
         };
         let Ok(text) = fs::read_to_string(entry.path().join("stat")) else { continue };
-        // The name in brackets may hold anything; after it: state, parent, … and at 11 to 14 the times.
-        let Some((_, rest)) = text.rsplit_once(") ") else { continue };
-        let words: Vec<&str> = rest.split(' ').collect();
-        let number = |index: usize| words.get(index).and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
-        parents.insert(pid, number(1) as u32);
-        ticks.insert(pid, (11..15).map(number).sum::<u64>());
+        let Some(stat) = Stat::parse(&text) else { continue };
+        parents.insert(pid, stat.parent);
+        ticks.insert(pid, stat.own + stat.children);
     }
     let own = std::process::id();
     let is_ours = |mut pid: u32| {
@@ -135,4 +165,25 @@ pub fn describe() -> String {
     let kilobytes: f64 = first("/proc/meminfo", "MemTotal").trim_end_matches(" kB").parse().unwrap_or(0.0);
     let model = first("/proc/cpuinfo", "model name");
     format!("{} processors ({model}), {:.0} GiB", processors(), kilobytes / (1 << 20) as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_found_behind_a_name_that_holds_anything() {
+        let line = "4711 (a) b (c) S 12 4711 4711 0 -1 4194560 9 8 7 6 1500 250 30 4 20 0 42 0 99 1 2\n";
+        assert_eq!(Stat::parse(line), Some(Stat { parent: 12, own: 1750, children: 34 }));
+        assert_eq!(Stat::parse("4711 (mariadbd) S 12 4711"), None);
+    }
+
+    #[test]
+    fn the_processor_time_of_a_process_holds_that_of_its_ended_threads() {
+        let pid = std::process::id() as i32;
+        let enough = processor_time(pid).unwrap() + Duration::from_millis(30);
+        std::thread::spawn(move || while processor_time(pid).unwrap() < enough {}).join().unwrap();
+        assert!(processor_time(pid).unwrap() >= enough);
+        assert!(processor_time(0).unwrap_err().contains("/proc/0/stat"));
+    }
 }

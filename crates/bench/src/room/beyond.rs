@@ -28,8 +28,7 @@ const ROW_BYTES: u64 = 230;
 pub fn run(arguments: &Arguments, directory: &Path, report: &mut Report) -> Result<(), String> {
     let cache = if arguments.all { 1024.0 } else { 256.0 } * arguments.scale;
     let cache = (cache as u64).max(16);
-    let seconds = if arguments.all { 30.0 } else { 5.0 };
-    let seconds = (seconds * arguments.scale).max(1.0) as u32;
+    let seconds = arguments.seconds(5.0, 30.0);
     let rows = (3 * cache * MIB / ROW_BYTES / 4) as u32;
 
     // The servers come after their disks, so that they end before them.

@@ -18,13 +18,13 @@ struct Statement {
 /// Loads 500,000 rows of 200 bytes into each server and measures every statement.
 pub fn run(arguments: &Arguments, directory: &Path, report: &mut Report) -> Result<(), String> {
     let rows = ((500_000.0 * arguments.scale) as u64).max(1000);
-    let mut targets = Target::start_all(directory, !arguments.without_myrocks)?;
-    for target in &mut targets {
+    let targets = Target::start_all(directory, !arguments.without_myrocks)?;
+    for target in &targets {
         load(target, rows).map_err(|reason| format!("{}: {reason}", target.name()))?;
     }
     let rounds = arguments.rounds.max(1) + if arguments.all { 4 } else { 2 };
     for statement in statements(rows) {
-        compare(&statement, rounds, &mut targets, report)?;
+        compare(&statement, rounds, &targets, report)?;
     }
     Ok(())
 }
@@ -140,7 +140,7 @@ fn scattered(n: u64) -> u64 {
 fn compare(
     statement: &Statement,
     rounds: u32,
-    targets: &mut [Target],
+    targets: &[Target],
     report: &mut Report,
 ) -> Result<(), String> {
     let mut connections = Vec::new();
@@ -170,7 +170,7 @@ fn compare(
         better: Better::Less,
         goal: statement.goal,
     };
-    report.measure(subject, rounds, targets, |target, _| {
+    report.measure([subject], rounds, targets, |target, _| {
         let (_, connection) =
             connections.iter_mut().find(|(name, _)| *name == target.name()).expect("each has a connection");
         let start = Instant::now();
@@ -179,7 +179,7 @@ fn compare(
         if Some(&answer) != expected.as_ref() {
             return Err(format!("it answers {answer:?}, cistern's first answer was {expected:?}"));
         }
-        Ok(took.as_nanos() as f64 / statement.rows as f64)
+        Ok([took.as_nanos() as f64 / statement.rows as f64])
     });
     for (name, answer) in answers {
         if let Err(reason) = answer {

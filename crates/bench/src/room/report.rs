@@ -78,27 +78,31 @@ impl Report {
         Self { rows: Vec::new(), pictures: Vec::new(), whole: Watch::begin() }
     }
 
-    /// Measures one row: every target has its turn in every round, and another one begins each time.
-    pub fn measure(
+    /// Measures rows, all by the same turns: every target has its own in every round, and another one begins each time.
+    pub fn measure<const ROWS: usize>(
         &mut self,
-        subject: Subject,
+        subjects: [Subject; ROWS],
         rounds: u32,
-        targets: &mut [Target],
-        mut act: impl FnMut(&mut Target, u32) -> Result<f64, String>,
+        targets: &[Target],
+        mut act: impl FnMut(&Target, u32) -> Result<[f64; ROWS], String>,
     ) {
         let watch = Watch::begin();
-        let mut figures: Vec<_> = targets.iter().map(|target| (target.name(), Vec::new())).collect();
+        let mut turns: Vec<_> = targets.iter().map(|target| (target.name(), Vec::new())).collect();
         let mut failures = Vec::new();
         for round in 0..rounds {
             for turn in 0..targets.len() {
                 let index = (turn + round as usize) % targets.len();
-                match act(&mut targets[index], round) {
-                    Ok(figure) => figures[index].1.push(figure),
-                    Err(reason) => failures.push(format!("{}: {reason}", figures[index].0)),
+                match act(&targets[index], round) {
+                    Ok(figures) => turns[index].1.push(figures),
+                    Err(reason) => failures.push(format!("{}: {reason}", turns[index].0)),
                 }
             }
         }
-        self.push(subject, figures, watch.end(), Vec::new(), failures);
+        let load = watch.end();
+        for (row, subject) in subjects.into_iter().enumerate() {
+            let figures = figures_of_row(row, &turns);
+            self.push(subject, figures, load, Vec::new(), std::mem::take(&mut failures));
+        }
     }
 
     /// A row that was measured elsewhere.
@@ -214,6 +218,14 @@ impl Report {
     }
 }
 
+/// What each server's turns say of one of the rows that they measured.
+fn figures_of_row<const ROWS: usize>(
+    row: usize,
+    turns: &[(&'static str, Vec<[f64; ROWS]>)],
+) -> Vec<(&'static str, Vec<f64>)> {
+    turns.iter().map(|(name, turns)| (*name, turns.iter().map(|figures| figures[row]).collect())).collect()
+}
+
 const STRING: &str = "writing to a string does not fail";
 const COLUMNS: [&str; 13] = [
     "section", "row", "unit", "cistern", "spread", "innodb", "ratio", "myrocks", "ratio", "goal", "n",
@@ -287,6 +299,19 @@ mod tests {
         let disturbed = row(Better::Less, &[10.0, 90.0, 10.0], &[20.0]);
         assert_eq!(quiet.median_of("cistern"), disturbed.median_of("cistern"));
         assert_eq!((quiet.spread(), disturbed.spread()), (Some(0.1), Some(8.0)));
+    }
+
+    #[test]
+    fn rows_of_the_same_turns_do_not_mix() {
+        // Transactions a second, and the processor time of one: ours does as many with half of it.
+        let turns =
+            [("cistern", vec![[100.0, 40.0], [120.0, 44.0], [110.0, 42.0]]), ("innodb", vec![[110.0, 84.0]])];
+        let row_of = |better, figures: Vec<(_, Vec<f64>)>| row(better, &figures[0].1, &figures[1].1);
+        let rate = row_of(Better::More, figures_of_row(0, &turns));
+        let processor = row_of(Better::Less, figures_of_row(1, &turns));
+        assert_eq!((rate.median_of("cistern"), rate.ratio_to("innodb")), (Some(110.0), Some(1.0)));
+        assert_eq!((processor.median_of("cistern"), processor.ratio_to("innodb")), (Some(42.0), Some(2.0)));
+        assert_eq!(processor.spread(), Some(4.0 / 42.0));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use acceptance::server::{Peer, Plan, Server, Stock};
+use bench::machine;
 use mysql::prelude::Queryable;
 use mysql::{Conn, Row};
 
@@ -115,6 +116,11 @@ impl Target {
             Running::Stock(peer) => Some(peer.pid().as_raw_nonzero().get()),
         }
         .ok_or_else(|| format!("{} has no pid", self.name()))
+    }
+
+    /// What its mariadbd has taken of the processors so far.
+    pub fn processor_time(&self) -> Result<Duration, String> {
+        machine::processor_time(self.pid()?)
     }
 
     /// A connection as root, without the query cache.

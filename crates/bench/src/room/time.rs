@@ -52,7 +52,7 @@ fn at_size(gigabytes: f64, directory: &Path, report: &mut Report) -> Result<(), 
     for target in &targets {
         execute(&mut target.connect()?, "CREATE DATABASE bench")?;
     }
-    loads(gigabytes, rows, directory, &mut targets, report)?;
+    loads(gigabytes, rows, directory, &targets, report)?;
     for target in &targets {
         target.settle()?;
     }
@@ -70,30 +70,40 @@ fn loads(
     gigabytes: f64,
     rows: u64,
     directory: &Path,
-    targets: &mut [Target],
+    targets: &[Target],
     report: &mut Report,
 ) -> Result<(), String> {
     let (text, dump) = (directory.join("rows.tsv"), directory.join("dump.sql"));
     write_files(rows, &text, &dump).map_err(|error| format!("{}: {error}", directory.display()))?;
     let bytes = (rows * ROW_BYTES) as f64 / 1e9;
-    report.measure(subject("LOAD DATA", gigabytes, "s a GB", ""), TABLES as u32, targets, |target, round| {
-        let mut connection = target.connect()?;
-        execute(&mut connection, &create_table(&format!("bench.t{round}")))?;
-        let start = Instant::now();
-        execute(
-            &mut connection,
-            &format!("LOAD DATA INFILE '{}' INTO TABLE bench.t{round}", text.display()),
-        )?;
-        Ok(start.elapsed().as_secs_f64() / bytes)
-    });
-    report.measure(subject("ADD INDEX", gigabytes, "s a GB", ""), TABLES as u32, targets, |target, round| {
-        let mut connection = target.connect()?;
-        let start = Instant::now();
-        execute(&mut connection, &format!("ALTER TABLE bench.t{round} ADD INDEX (k)"))?;
-        Ok(start.elapsed().as_secs_f64() / bytes)
-    });
     report.measure(
-        subject("mysqldump file", gigabytes, "s a GB", ""),
+        [subject("LOAD DATA", gigabytes, "s a GB", "")],
+        TABLES as u32,
+        targets,
+        |target, round| {
+            let mut connection = target.connect()?;
+            execute(&mut connection, &create_table(&format!("bench.t{round}")))?;
+            let start = Instant::now();
+            execute(
+                &mut connection,
+                &format!("LOAD DATA INFILE '{}' INTO TABLE bench.t{round}", text.display()),
+            )?;
+            Ok([start.elapsed().as_secs_f64() / bytes])
+        },
+    );
+    report.measure(
+        [subject("ADD INDEX", gigabytes, "s a GB", "")],
+        TABLES as u32,
+        targets,
+        |target, round| {
+            let mut connection = target.connect()?;
+            let start = Instant::now();
+            execute(&mut connection, &format!("ALTER TABLE bench.t{round} ADD INDEX (k)"))?;
+            Ok([start.elapsed().as_secs_f64() / bytes])
+        },
+    );
+    report.measure(
+        [subject("mysqldump file", gigabytes, "s a GB", "")],
         TABLES as u32,
         targets,
         |target, _| {
@@ -107,7 +117,7 @@ fn loads(
             if found != expected {
                 return Err(format!("{rows} rows were loaded, {found:?} are there"));
             }
-            Ok(took / bytes)
+            Ok([took / bytes])
         },
     );
     for target in targets.iter() {
