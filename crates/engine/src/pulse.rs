@@ -53,12 +53,13 @@ impl Pulse {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::sync::atomic::AtomicUsize;
+    use std::sync::{Arc, OnceLock, Weak};
 
-    use bucket::MemoryBucket;
+    use bucket::{Bucket, Effect, FaultyBucket, MemoryBucket, Rule};
 
     use super::*;
-    use crate::{Background, Clock, Engine, Kind, Parts, Settings, SimDisk};
+    use crate::{Background, Clock, Engine, Kind, Parts, Result, Settings, SimDisk, TreeId};
 
     /// Sleeps a minute before it tells the time for the nth time.
     #[derive(Default)]
@@ -87,9 +88,70 @@ mod tests {
     }
 
     fn open(bucket: &Arc<MemoryBucket>, clock: Arc<dyn Clock>, seed: u64) -> Arc<Engine> {
-        let parts = Parts { bucket: bucket.clone(), disk: Arc::new(SimDisk::new(seed)), clock, seed };
-        Engine::open(parts, Settings { background: Background::Manual, ..Settings::default() })
+        open_with(bucket.clone(), clock, seed, Background::Manual)
+    }
+
+    fn open_with(
+        bucket: Arc<dyn Bucket>,
+        clock: Arc<dyn Clock>,
+        seed: u64,
+        background: Background,
+    ) -> Arc<Engine> {
+        // Nothing but its beats looks at the claims, once it is open.
+        let wal_upload_interval = Duration::from_secs(3600);
+        let parts = Parts { bucket, disk: Arc::new(SimDisk::new(seed)), clock, seed };
+        Engine::open(parts, Settings { background, wal_upload_interval, ..Settings::default() })
             .expect("it opens")
+    }
+
+    /// An engine that slept, of whose next looks at the claims the first `slow` take longer than a sleep that counts. Another writer
+    /// claims in the middle of look `claimed`.
+    struct SlowLooks {
+        engine: Arc<Engine>,
+        looks: Arc<AtomicUsize>,
+    }
+
+    impl SlowLooks {
+        fn new(background: Background, slow: u32, claimed: Option<usize>) -> Self {
+            let (memory, clock) = (Arc::new(MemoryBucket::new()), Arc::new(Sleeper::default()));
+            let looks = Arc::new(AtomicUsize::new(0));
+            let looking = Arc::new(OnceLock::<Weak<Engine>>::new());
+            let pause = {
+                let (memory, clock, looks) = (memory.clone(), clock.clone(), looks.clone());
+                let looking = looking.clone();
+                move |pause: Duration| {
+                    let look = looks.fetch_add(1, Ordering::SeqCst) + 1;
+                    if background == Background::Manual {
+                        let engine = looking.get().and_then(Weak::upgrade).expect("it is open");
+                        assert!(engine.slept(), "a commit need not wait for look {look}");
+                    }
+                    if claimed == Some(look) {
+                        drop(open(&memory, Arc::new(Sleeper::default()), 2));
+                    }
+                    clock.sleep(pause.saturating_sub(Duration::from_millis(1)));
+                }
+            };
+            let faulty = Arc::new(FaultyBucket::new(memory, 1, Vec::new()).with_pause(Arc::new(pause)));
+            let engine = open_with(faulty.clone(), clock.clone(), 1, background);
+            looking.set(Arc::downgrade(&engine)).expect("once");
+            put(&engine, b"a").expect("nobody else is there");
+            // Each is paused for, so that it is counted.
+            let pause = |pause| Rule::new("*/epoch/*", Effect::Latency { p50: pause, p99: pause });
+            let quick = pause(Duration::from_millis(1));
+            faulty.faults().set_rules(vec![pause(2 * SLEPT).times(slow), quick]);
+            clock.sleep(Duration::from_secs(60));
+            Self { engine, looks }
+        }
+
+        fn looks(&self) -> usize {
+            self.looks.load(Ordering::SeqCst)
+        }
+    }
+
+    fn put(engine: &Arc<Engine>, key: &[u8]) -> Result<()> {
+        let mut txn = engine.begin();
+        txn.put(TreeId(7), key, b"")?;
+        txn.commit().map(drop)
     }
 
     /// Another writer claims while this one sleeps, wherever in its beat that is. It must not take itself for awake then.
@@ -120,6 +182,36 @@ mod tests {
                 call += 1;
             }
             assert!(call > 0, "a beat looks at the clock");
+        }
+    }
+
+    /// A slow answer may be from before a claim. Three of them are enough, or nobody would ever go on beside a slow bucket.
+    #[test]
+    fn a_slow_bucket_is_asked_up_to_three_times() {
+        for (slow, looks) in [(0, 1), (1, 2), (2, 3), (3, 3), (9, 3)] {
+            let slept = SlowLooks::new(Background::Manual, slow, None);
+            assert!(slept.engine.slept());
+            slept.engine.beat().expect("nobody has claimed");
+            assert_eq!(slept.looks(), looks, "{slow} are slow");
+            assert!(!slept.engine.slept(), "{slow} are slow: commits go on");
+            slept.engine.beat().expect("nobody has claimed");
+            assert_eq!(slept.looks(), looks, "who is awake need not look");
+        }
+        for claimed in 1..=3 {
+            let slept = SlowLooks::new(Background::Manual, 9, Some(claimed));
+            assert_eq!(slept.engine.beat().map_err(|error| error.kind()), Err(Kind::Fenced));
+            assert_eq!(slept.looks(), claimed);
+            assert!(slept.engine.slept(), "claimed in look {claimed}: no commit takes itself for awake");
+        }
+    }
+
+    #[test]
+    fn a_commit_waits_for_a_slow_bucket_to_be_asked_three_times() {
+        for claimed in [None, Some(1), Some(2), Some(3)] {
+            let slept = SlowLooks::new(Background::Threads, 9, claimed);
+            let answer = put(&slept.engine, b"b").map_err(|error| error.kind());
+            assert_eq!(answer, if claimed.is_some() { Err(Kind::Fenced) } else { Ok(()) }, "{claimed:?}");
+            assert!(slept.looks() >= claimed.unwrap_or(3), "{claimed:?}: {} looks", slept.looks());
         }
     }
 }
