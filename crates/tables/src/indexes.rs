@@ -42,14 +42,6 @@ pub struct BuiltIndexes {
     pub(crate) built: Vec<BuiltIndex>,
     /// The trees of those that are built.
     pub(crate) fresh: Fresh,
-    readers: usize,
-}
-
-impl BuiltIndexes {
-    /// How many have read the table's rows side by side; 0: nothing had to be read.
-    pub fn readers(&self) -> usize {
-        self.readers
-    }
 }
 
 pub(crate) enum BuiltIndex {
@@ -102,10 +94,9 @@ impl RowCursor {
         let new: Vec<(usize, TreeId)> =
             fresh.indexes.iter().enumerate().filter_map(|(index, tree)| Some((index, (*tree)?))).collect();
         let fresh = Fresh::new(&table.store, new.iter().map(|(_, tree)| *tree).collect());
-        let (mut built, mut readers) = (Vec::new(), 0);
+        let mut built = Vec::new();
         if !new.is_empty() {
-            let Gathered { entries, rows, bytes, readers: all } = gather(&table, &layout, &new, session)?;
-            readers = all;
+            let Gathered { entries, rows, bytes } = gather(&table, &layout, &new, session)?;
             let few = bytes <= engine.memtable_bytes() as u64 / FEW_SHARE;
             let mut progress = Progress { done: rows, total: rows * (1 + new.len() as u64) };
             for (entries, (index, tree)) in entries.into_iter().zip(new) {
@@ -123,7 +114,7 @@ impl RowCursor {
                 }
             }
         }
-        Ok(BuiltIndexes { layout, trees, built, fresh, readers })
+        Ok(BuiltIndexes { layout, trees, built, fresh })
     }
 }
 
@@ -134,7 +125,6 @@ struct Gathered {
     rows: u64,
     /// Of all entries.
     bytes: u64,
-    readers: usize,
 }
 
 /// Reads the rows of a stretch of the table, for all new indexes.
@@ -203,13 +193,13 @@ fn no_thread(error: std::io::Error) -> Error {
 /// What one reader would have made of all stretches.
 fn join(parts: Vec<Gathered>, indexes: usize) -> Gathered {
     let mut all: Vec<Vec<Sorted>> = (0..indexes).map(|_| Vec::new()).collect();
-    let (mut rows, mut bytes, readers) = (0, 0, parts.len());
+    let (mut rows, mut bytes) = (0, 0);
     for part in parts {
         rows += part.rows;
         bytes += part.bytes;
         all.iter_mut().zip(part.entries).for_each(|(all, entries)| all.push(entries));
     }
-    Gathered { entries: all.into_iter().map(Sorted::join).collect(), rows, bytes, readers }
+    Gathered { entries: all.into_iter().map(Sorted::join).collect(), rows, bytes }
 }
 
 impl Reader<'_> {
@@ -261,7 +251,7 @@ impl Reader<'_> {
         }
         let entries: engine::Result<Vec<Sorted>> =
             sorters.into_iter().map(|sorter| sorter.finish()).collect();
-        Ok(Some(Gathered { entries: entries?, rows, bytes, readers: 1 }))
+        Ok(Some(Gathered { entries: entries?, rows, bytes }))
     }
 
     /// Ends all of them, if none has failed before.
