@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::process::Command;
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 /// The machine during one row.
@@ -60,6 +60,37 @@ impl Watch {
         // Ticks are 10 ms, so a very short row may seem to have had more than there is.
         let others = (busy.saturating_sub(own) as f64 / ticks).min(processors() as f64);
         Load { before: self.before, after: load_average(), others }
+    }
+}
+
+/// Keeps every processor from sleeping until it is dropped: what runs on them at the lowest policy there is (SCHED_IDLE) gives way to
+/// everything else at once. In a virtual machine it takes long to wake one that has been halted, and a client and a server that take turns
+/// pay that for every message.
+pub struct Awake(Vec<Child>);
+
+impl Awake {
+    /// Begins.
+    ///
+    /// # Errors
+    /// There is no `chrt` (util-linux), or it can't start.
+    pub fn begin() -> Result<Self, String> {
+        let mut awake = Self(Vec::new());
+        for _ in 0..processors() {
+            let mut command = Command::new("chrt");
+            command.args(["--idle", "0", "sh", "-c", "while :; do :; done"]);
+            awake.0.push(command.spawn().map_err(|error| format!("chrt: {error}"))?);
+        }
+        Ok(awake)
+    }
+}
+
+impl Drop for Awake {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            if let Err(error) = child.kill().and_then(|()| child.wait()) {
+                eprintln!("bench: a process that kept a processor awake: {error}");
+            }
+        }
     }
 }
 

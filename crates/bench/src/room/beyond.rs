@@ -65,12 +65,20 @@ pub fn run(arguments: &Arguments, directory: &Path, report: &mut Report) -> Resu
         if workload == "oltp_read_only" && !arguments.all {
             continue;
         }
+        let load = |threads, seconds| Load {
+            workload,
+            threads,
+            rows,
+            distribution: "uniform",
+            seconds,
+            awake: false,
+        };
         for target in &targets {
             let warm = (20.0 * arguments.scale).max(2.0) as u32;
-            Load { workload, threads: 16, rows, distribution: "uniform", seconds: warm }.run(target)?;
+            load(16, warm).run(target)?;
         }
         for threads in THREADS {
-            let load = Load { workload, threads, rows, distribution: "uniform", seconds };
+            let load = load(threads, seconds);
             let (before, begun) = (theirs.operations(), Instant::now());
             let (rates, p95s) = measure(&load, arguments.rounds, &targets, report, &mut csv)?;
             if !is_noted {

@@ -10,6 +10,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use acceptance::sysbench::Run;
+use bench::machine::Awake;
 
 use crate::Arguments;
 use crate::report::{Better, Report, Subject};
@@ -92,7 +93,11 @@ fn loads(all: bool, rows: u32, seconds: u32) -> Vec<(Load<'static>, &'static str
         for distribution in ["uniform", "pareto"] {
             for threads in [1, 8, 32] {
                 if distribution == "uniform" || workload != BULK && (all || threads == 8) {
-                    loads.push((Load { workload, threads, rows, distribution, seconds }, goal));
+                    let load = Load { workload, threads, rows, distribution, seconds, awake: false };
+                    loads.push((load.clone(), goal));
+                    if !all && threads == 1 {
+                        loads.push((Load { awake: true, ..load }, goal));
+                    }
                 }
             }
         }
@@ -118,7 +123,8 @@ fn subjects(load: &Load<'_>, goal: &'static str) -> [Subject; 2] {
     let is_bulk = load.workload == BULK;
     let distribution = if is_bulk { String::new() } else { format!(", {}", load.distribution) };
     let threads = if load.threads == 1 { "1 thread".into() } else { format!("{} threads", load.threads) };
-    let name = format!("{}{distribution}, {threads}", load.workload);
+    let awake = if load.awake { ", processors awake" } else { "" };
+    let name = format!("{}{distribution}, {threads}{awake}", load.workload);
     let subject = |name, unit, better| Subject { section: "sysbench", name, unit, better, goal };
     [
         subject(name.clone(), if is_bulk { "rows/s" } else { "tx/s" }, Better::More),
@@ -199,6 +205,8 @@ pub struct Load<'a> {
     pub distribution: &'a str,
     /// How long.
     pub seconds: u32,
+    /// Whether processors that have nothing to do are kept from sleeping.
+    pub awake: bool,
 }
 
 impl Load<'_> {
@@ -217,9 +225,11 @@ impl Load<'_> {
             options.push(format!("--table-size={}", self.rows));
             options.push(format!("--rand-type={}", self.distribution));
         }
+        let awake = if self.awake { Some(Awake::begin()?) } else { None };
         let before = target.processor_time()?;
         let said = sysbench(target, self.workload, database, self.threads, &options, "run")?;
         let processor = target.processor_time()?.saturating_sub(before);
+        drop(awake);
         outcome(&said, processor)
             .ok_or_else(|| format!("sysbench {} said something else:\n{said}", self.workload))
     }
@@ -293,6 +303,8 @@ mod tests {
         );
         assert_eq!(processor.name, "oltp_point_select, uniform, 1 thread, processor time");
         assert_eq!((processor.unit, processor.better, processor.goal), ("µs a tx", Better::Less, "1.0×"));
+        let awake = Load { awake: true, ..loads[0].0.clone() };
+        assert_eq!(subjects(&awake, "")[0].name, "oltp_point_select, uniform, 1 thread, processors awake");
         let (bulk, _) = loads.last().unwrap();
         let [rate, processor] = subjects(bulk, "");
         assert_eq!((rate.name.as_str(), rate.unit), ("bulk_insert, 32 threads", "rows/s"));
@@ -313,6 +325,6 @@ mod tests {
         let every = loads(true, 250_000, 3);
         assert_eq!(every.len(), 10 * 2 * 3 + 3);
         assert!(estimate(&every, 3, 3) < Duration::from_secs(45 * 60), "{:?}", estimate(&every, 3, 3));
-        assert_eq!(loads(false, 250_000, 3).len(), 5 * 4);
+        assert_eq!(loads(false, 250_000, 3).len(), 5 * 5);
     }
 }

@@ -2,6 +2,8 @@
 //! v1, blkio) for the processes that are put into its group.
 //!
 //! * The limit holds for what those processes ask of this device, and for nothing else they do.
+//! * Like a cloud's volume it says that it has no volatile cache, so the kernel sends it no flushes. The kernel counts a flush as an
+//!   operation (3,000 of `pwrite` and `fdatasync` were 6,000), and no cloud does.
 //! * It is probed before it is trusted: four writers and four readers past the page cache, and one with large blocks.
 //! * Needs root. Mount, device, group and file end with the value.
 
@@ -43,7 +45,9 @@ impl LimitedDisk {
             number: String::new(),
             group,
         };
-        let number = PathBuf::from(device.replace("/dev/", "/sys/block/")).join("dev");
+        let block = PathBuf::from(device.replace("/dev/", "/sys/block/"));
+        let (number, cache) = (block.join("dev"), block.join("queue/write_cache"));
+        fs::write(&cache, "write through").map_err(|error| wrong(&cache, error))?;
         disk.number = fs::read_to_string(&number).map_err(|error| wrong(&number, error))?.trim().to_owned();
         run("mount", &[&device, &text(mount)])?;
         let lost = mount.join("lost+found"); // the servers take every directory for one of theirs
