@@ -3,7 +3,7 @@
 #![allow(clippy::disallowed_methods, reason = "real processes run on real time")]
 
 use acceptance::company::Random;
-use acceptance::server::{Plan, Server};
+use acceptance::server::{Peer, Plan, Server};
 use mysql::prelude::Queryable;
 use mysql::{Conn, Row};
 
@@ -307,6 +307,8 @@ fn rows_are_counted_for_an_answer_and_not_for_a_plan() {
         "CREATE TABLE p (id INT PRIMARY KEY, k INT NOT NULL, KEY k (k)) PARTITION BY HASH (id) PARTITIONS 3",
         "INSERT INTO p SELECT id, k FROM t WHERE id <= 9000",
         "CREATE VIEW v AS SELECT id, k FROM t",
+        "CREATE TABLE few (id INT NOT NULL)",
+        "INSERT INTO few VALUES (1)",
     ] {
         root.query_drop(statement).unwrap_or_else(|error| panic!("{statement}: {error}"));
     }
@@ -326,12 +328,18 @@ fn rows_are_counted_for_an_answer_and_not_for_a_plan() {
         let (_, looked_at) = asked(sql);
         assert!(looked_at * 4 < counted, "{sql}: {looked_at} blocks, and {counted} for all rows");
     }
-    let (rows, looked_at) = asked("SELECT COUNT(*) FROM t LEFT JOIN (SELECT 1 AS n) AS one ON one.n = t.k");
-    assert_eq!(rows, 100_000);
-    assert!(
-        looked_at * 2 < counted * 3,
-        "{looked_at} blocks, and {counted} for all rows: they were counted and read"
-    );
+    // What is counted may depend on other tables: then rows are read.
+    for sql in [
+        "SELECT COUNT(*) FROM t LEFT JOIN (SELECT 1 AS n) AS one ON one.n = t.k",
+        "SELECT (SELECT COUNT(t.k + few.id) FROM t) FROM few",
+    ] {
+        let (rows, looked_at) = asked(sql);
+        assert_eq!(rows, 100_000, "{sql}");
+        assert!(
+            looked_at * 2 < counted * 3,
+            "{sql}: {looked_at} blocks, and {counted} for all rows: they were counted and read"
+        );
+    }
     for (sql, rows) in [
         ("SELECT COUNT(*) FROM (SELECT * FROM t) AS d", 100_000),
         ("SELECT COUNT(*) FROM v", 100_000),
@@ -345,4 +353,73 @@ fn rows_are_counted_for_an_answer_and_not_for_a_plan() {
     ] {
         assert_eq!(asked(sql).0, rows, "{sql}");
     }
+}
+
+/// The optimizer puts constants in place of COUNT, MIN and MAX where it can: in a subquery of which nothing but the WHERE, or nothing but what
+/// is counted, depends on the row outside, as elsewhere.
+#[test]
+fn counts_and_ends_in_subqueries_are_innodbs() {
+    let (directory, _server, mut ours) = start();
+    let peer = Peer::start(directory.path(), &[]);
+    let mut theirs = peer.connect();
+    theirs.query_drop("CREATE DATABASE o; USE o; SET sql_mode='', NAMES utf8mb4").expect("a database");
+    let mut both = |sql: &str| {
+        let (ours, theirs) = (answer(&mut ours, sql), answer(&mut theirs, sql));
+        assert_eq!(ours, theirs, "{sql}");
+    };
+    for statement in [
+        "CREATE TABLE few (id INT PRIMARY KEY, n INT NULL)",
+        "INSERT INTO few SELECT seq, IF(seq MOD 5 = 0, NULL, seq * 3) FROM seq_1_to_12",
+        "CREATE TABLE t (id INT PRIMARY KEY, k INT NULL, c INT NOT NULL, KEY k (k), KEY ck (c, k))",
+        "INSERT INTO t SELECT seq * 2, IF(seq MOD 7 = 0, NULL, seq * 7919 MOD 101), seq MOD 9 FROM seq_1_to_400",
+        "CREATE TABLE p (id INT PRIMARY KEY, k INT NULL, c INT NOT NULL, KEY k (k)) PARTITION BY HASH (id) PARTITIONS 3",
+        "INSERT INTO p SELECT id, k, c FROM t WHERE id < 100",
+        "CREATE TABLE e (id INT PRIMARY KEY, k INT NULL, c INT NOT NULL, KEY k (k))",
+        "CREATE VIEW v AS SELECT id, k, c FROM t",
+    ] {
+        both(statement);
+    }
+    let wanted = [
+        "COUNT(*)",
+        "COUNT(x.id)",
+        "COUNT(x.k)",
+        "COUNT(few.id + x.id)",
+        "COUNT(DISTINCT x.k)",
+        "MIN(x.k)",
+        "MAX(x.k)",
+        "MAX(x.id)",
+        "MIN(x.id + few.id)",
+        "MAX(7)",
+        "COUNT(*) * 1000 + MIN(x.c)",
+        "COUNT(*) + few.id",
+    ];
+    let tables = [
+        "t AS x",
+        "p AS x",
+        "e AS x",
+        "v AS x",
+        "t AS x LEFT JOIN e ON e.id = few.id",
+        "p AS x JOIN few AS f",
+    ];
+    let conditions =
+        ["", "WHERE x.k = few.n", "WHERE x.c = 3 AND x.k > few.n", "WHERE x.id < 50", "WHERE few.n IS NULL"];
+    let all = |both: &mut dyn FnMut(&str)| {
+        for (wanted, table) in wanted.iter().flat_map(|wanted| tables.map(|table| (wanted, table))) {
+            for condition in conditions {
+                let inner = format!("(SELECT {wanted} FROM {table} {condition})");
+                both(&format!("SELECT few.id, {inner} FROM few ORDER BY few.id"));
+                both(&format!("SELECT few.id FROM few WHERE few.id * 5 > {inner} ORDER BY few.id"));
+            }
+        }
+    };
+    all(&mut both);
+    // The transaction's own writes count, too.
+    both("BEGIN");
+    both("DELETE FROM t WHERE k < 20 OR c = 3");
+    both("INSERT INTO e SELECT id, k, c FROM t WHERE id > 700");
+    both("UPDATE p SET id = id + 1000, k = NULL WHERE id < 30");
+    all(&mut both);
+    both("ROLLBACK");
+    both("UPDATE few SET n = (SELECT COUNT(*) FROM t) + (SELECT COUNT(few.id + p.id) FROM p)");
+    both("SELECT * FROM few ORDER BY id");
 }

@@ -844,7 +844,7 @@ static bool wants_exact_count(const TABLE *table)
   List_iterator_fast<Item> items(join->all_fields);
   while (Item *item= items++) {
     Item_sum *sum= item->type() == Item::SUM_FUNC_ITEM ? (Item_sum *) item : nullptr;
-    if (sum && sum->sum_func() == Item_sum::COUNT_FUNC && !sum->get_arg(0)->maybe_null())
+    if (sum && sum->sum_func() == Item_sum::COUNT_FUNC && !sum->get_arg(0)->maybe_null() && !(sum->used_tables() & OUTER_REF_TABLE_BIT))
       return true;
   }
   return false;
