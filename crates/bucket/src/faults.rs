@@ -120,6 +120,8 @@ pub struct Rule {
     pub effect: Effect,
     /// How often it may strike; `None`: no limit.
     pub times: Option<u32>,
+    /// How many requests that it would strike it lets pass before.
+    pub spared: u64,
 }
 
 impl Rule {
@@ -132,6 +134,7 @@ impl Rule {
             when: When::Before,
             effect,
             times: None,
+            spared: 0,
         }
     }
     /// The connection breaks after the store carried the write out.
@@ -165,6 +168,11 @@ impl Rule {
     /// Strikes at most `times`.
     pub fn times(mut self, times: u32) -> Self {
         self.times = Some(times);
+        self
+    }
+    /// Lets `requests` pass that it would strike.
+    pub fn after(mut self, requests: u64) -> Self {
+        self.spared = requests;
         self
     }
 
@@ -238,6 +246,7 @@ struct State {
 
 #[derive(Clone, Copy, Debug, Default)]
 struct RuleState {
+    spared: u64,
     struck: u32,
     burst: u32,
 }
@@ -311,6 +320,10 @@ impl RuleState {
             return true;
         }
         if roll >= rule.probability || rule.times.is_some_and(|times| self.struck >= times) {
+            return false;
+        }
+        if self.spared < rule.spared {
+            self.spared += 1;
             return false;
         }
         self.struck += 1;
@@ -440,6 +453,16 @@ mod tests {
         assert!((900..=1100).contains(&below), "{below} of 2000 below the median");
         assert!(waits.iter().all(|wait| *wait <= p99));
         assert!(waits.iter().any(|wait| *wait > Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn a_rule_strikes_after_so_many_that_it_fits() {
+        let rule = Rule::new("a", Effect::Reset).on(Operation::Put).after(2).times(1);
+        let faults = Faults::new(1, vec![rule]);
+        let strikes = |operation, of: &str| faults.decide(operation, &name(of)).fault.is_some();
+        assert!(!strikes(Operation::Put, "b") && !strikes(Operation::Get, "a"), "it does not fit them");
+        let struck = [(); 5].map(|()| strikes(Operation::Put, "a"));
+        assert_eq!(struck, [false, false, true, false, false]);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-use bucket::{Effect, FaultyBucket, MemoryBucket, Operation, Rule, When};
+use bucket::{FaultyBucket, MemoryBucket, Rule};
 use proptest::prelude::*;
 
 use super::*;
@@ -161,14 +161,7 @@ fn a_take_over_that_lands_late_is_met_and_taken_in() {
     let (memory, bucket) = shared();
     writer(&bucket, 1, 0).unwrap().publish(&flush(1)).unwrap();
     // The second writer's take-over stays on its way.
-    let rule = Rule {
-        operation: Some(Operation::Put),
-        names: "*/edit-*".to_owned(),
-        probability: 1.0,
-        when: When::Late(1000),
-        effect: Effect::Reset,
-        times: None,
-    };
+    let rule = Rule::late_put("*/edit-*", 1000);
     let slow = Arc::new(FaultyBucket::new(Arc::clone(&bucket), 1, vec![rule]));
     let view: Arc<dyn Bucket> = slow.clone();
     assert_eq!(writer(&view, 2, 700).err().map(|error| error.kind()), Some(Kind::Unavailable));
@@ -193,16 +186,9 @@ fn a_take_over_that_lands_late_is_met_and_taken_in() {
 #[test]
 fn a_lost_answer_is_read_back_and_the_edit_is_not_published_twice() {
     let (memory, bucket) = shared();
-    let rule = |when| Rule {
-        operation: Some(Operation::Put),
-        names: "*/manifest/*".to_owned(),
-        probability: 0.5,
-        when,
-        effect: Effect::Reset,
-        times: None,
-    };
+    let rules = [Rule::lost_answer("*/manifest/*"), Rule::late_put("*/manifest/*", 3)];
     for seed in 0..30 {
-        let rules = vec![rule(When::After), rule(When::Late(3))];
+        let rules = rules.clone().map(|rule| rule.with_probability(0.5)).to_vec();
         let view: Arc<dyn Bucket> =
             Arc::new(FaultyBucket::new(Arc::clone(&bucket), seed, rules).with_tries(1 + seed as u32 % 3));
         let Ok(mut writer) = writer(&view, seed, seed * 10_000) else { continue };

@@ -5,9 +5,8 @@
 //! recovers can be compared with the ledger exactly.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use bucket::{MemoryBucket, PutOutcome};
+use bucket::{Effect, FaultyBucket, MemoryBucket, Rule, When};
 use bytes::Bytes;
 
 use super::*;
@@ -405,77 +404,6 @@ fn a_damaged_or_lost_object_is_refused_by_name() {
     assert!(error.to_string().contains("the manifest was lost"), "{error}");
 }
 
-/// What becomes of a request.
-enum Go {
-    On,
-    FailBefore,
-    FailAfter,
-}
-
-/// A bucket that asks before each request.
-struct HookedBucket {
-    inner: Arc<dyn Bucket>,
-    hook: Box<dyn Fn() -> Go + Send + Sync>,
-}
-
-impl HookedBucket {
-    fn request<T>(
-        &self,
-        name: &bucket::ObjectName,
-        act: impl FnOnce() -> std::result::Result<T, bucket::BucketError>,
-    ) -> std::result::Result<T, bucket::BucketError> {
-        match (self.hook)() {
-            Go::On => return act(),
-            Go::FailBefore => (),
-            Go::FailAfter => drop(act()),
-        }
-        Err(bucket::BucketError {
-            kind: bucket::ErrorKind::Unavailable,
-            operation: "ANY",
-            name: name.clone(),
-            message: "the test stops here".to_owned(),
-        })
-    }
-}
-
-impl Bucket for HookedBucket {
-    fn put_if_absent(
-        &self,
-        name: &bucket::ObjectName,
-        body: Bytes,
-    ) -> std::result::Result<PutOutcome, bucket::BucketError> {
-        self.request(name, || self.inner.put_if_absent(name, body))
-    }
-    fn put(&self, name: &bucket::ObjectName, body: Bytes) -> std::result::Result<(), bucket::BucketError> {
-        self.request(name, || self.inner.put(name, body))
-    }
-    fn get(&self, name: &bucket::ObjectName) -> std::result::Result<Bytes, bucket::BucketError> {
-        self.request(name, || self.inner.get(name))
-    }
-    fn get_ranges(
-        &self,
-        name: &bucket::ObjectName,
-        ranges: &[std::ops::Range<u64>],
-    ) -> std::result::Result<Vec<Bytes>, bucket::BucketError> {
-        self.request(name, || self.inner.get_ranges(name, ranges))
-    }
-    fn head(&self, name: &bucket::ObjectName) -> std::result::Result<Option<u64>, bucket::BucketError> {
-        self.request(name, || self.inner.head(name))
-    }
-    fn list(
-        &self,
-        prefix: &bucket::ObjectName,
-    ) -> std::result::Result<Vec<bucket::ObjectInfo>, bucket::BucketError> {
-        self.request(prefix, || self.inner.list(prefix))
-    }
-    fn delete(&self, names: &[bucket::ObjectName]) -> std::result::Result<(), bucket::BucketError> {
-        self.request(&names[0], || self.inner.delete(names))
-    }
-    fn meters(&self) -> &bucket::Meters {
-        self.inner.meters()
-    }
-}
-
 /// A life of a writer with something of everything. Notes what was acknowledged, and what was uploaded.
 fn life(
     writer: &mut Writer,
@@ -502,8 +430,8 @@ fn life(
     Ok(())
 }
 
-/// Stops the first life at step `first`, the start after it at step `second`, and then starts in peace.
-fn stop_twice(seed: u64, first: Stop, second: Stop) -> (bool, bool) {
+/// Stops the first life at step `first`, the start after it at step `second`, and then starts in peace. Whether there is a step `first`.
+fn stop_twice(seed: u64, first: Stop, second: Stop) -> bool {
     let (_, bucket) = memory();
     let disk = SimDiskHandle::new(seed);
     let (mut acknowledged, mut uploaded) = (Vec::new(), BTreeSet::new());
@@ -512,18 +440,17 @@ fn stop_twice(seed: u64, first: Stop, second: Stop) -> (bool, bool) {
     life(&mut writer, 0, &mut acknowledged, &mut uploaded).unwrap();
 
     let disk = disk.kill();
-    let (view, stopped) = first.arm(&disk, &bucket);
+    let (view, faulty) = first.arm(&disk, &bucket);
     if let Ok(mut writer) = Writer::open(&disk, &view, 2) {
         drop(life(&mut writer, 100, &mut acknowledged, &mut uploaded));
     }
-    let reached = (disk.stopped() || stopped.load(Ordering::Relaxed), false);
+    let reached = disk.stopped() || faulty.log().iter().any(|request| request.decision.fault.is_some());
     let disk = disk.crash();
 
-    let (view, stopped) = second.arm(&disk, &bucket);
+    let (view, _) = second.arm(&disk, &bucket);
     if let Ok(mut writer) = Writer::open(&disk, &view, 3) {
         drop(life(&mut writer, 200, &mut acknowledged, &mut uploaded));
     }
-    let reached = (reached.0, disk.stopped() || stopped.load(Ordering::Relaxed));
 
     // The machine is lost, or comes back.
     let context = format!("seed {seed}, {first:?} then {second:?}");
@@ -550,25 +477,19 @@ enum Stop {
 }
 
 impl Stop {
-    /// The bucket as it will be seen, and whether it has stopped.
-    fn arm(self, disk: &SimDiskHandle, bucket: &Arc<dyn Bucket>) -> (Arc<dyn Bucket>, Arc<AtomicBool>) {
-        let (mut requests, mut after) = (u64::MAX, false);
-        match self {
-            Self::Disk(step) => disk.arm(DiskFault::StopAt(disk.operations() + step)),
-            Self::BucketBefore(step) => requests = step,
-            Self::BucketAfter(step) => (requests, after) = (step, true),
-        }
-        let seen = AtomicU64::new(0);
-        let stopped = Arc::new(AtomicBool::new(false));
-        let reached = Arc::clone(&stopped);
-        let hook = move || match seen.fetch_add(1, Ordering::Relaxed).cmp(&requests) {
-            std::cmp::Ordering::Less => Go::On,
-            order => {
-                reached.store(true, Ordering::Relaxed);
-                if after && order.is_eq() { Go::FailAfter } else { Go::FailBefore }
+    /// The bucket as it will be seen, twice.
+    fn arm(self, disk: &SimDiskHandle, bucket: &Arc<dyn Bucket>) -> (Arc<dyn Bucket>, Arc<FaultyBucket>) {
+        let stop = |requests| Rule::new("*", Effect::Reset).after(requests);
+        let rules = match self {
+            Self::Disk(step) => {
+                disk.arm(DiskFault::StopAt(disk.operations() + step));
+                vec![]
             }
+            Self::BucketBefore(step) => vec![stop(step)],
+            Self::BucketAfter(step) => vec![stop(step).times(1).when(When::After), stop(step + 1)],
         };
-        (Arc::new(HookedBucket { inner: Arc::clone(bucket), hook: Box::new(hook) }), stopped)
+        let faulty = Arc::new(FaultyBucket::new(Arc::clone(bucket), 1, rules));
+        (faulty.clone(), faulty)
     }
 }
 
@@ -582,7 +503,7 @@ fn a_stop_at_any_step_of_a_start_or_a_life_loses_nothing() {
             for seed in 0..2 {
                 let second =
                     [Stop::Disk(step % 17), Stop::BucketAfter(step % 23)][(step as usize + kind) % 2];
-                reached |= stop_twice(step * 10 + seed, stop, second).0;
+                reached |= stop_twice(step * 10 + seed, stop, second);
             }
         }
         if !reached {

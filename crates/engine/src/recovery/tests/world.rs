@@ -1,20 +1,18 @@
 //! Random worlds: machines that crash, lose disks, are overtaken and come back as zombies, over a bucket that loses answers and carries out
 //! requests late. A ledger outside of them knows what was promised.
 
-use bucket::{Effect, FaultyBucket, Operation, Rule, When};
+use std::time::Duration;
+
+use bucket::Operation;
 use parking_lot::Mutex;
 
 use super::*;
 
 /// What a faulty store may do to one writer.
 fn faults(chance: &mut Chance) -> Vec<Rule> {
-    let mut rule = |operation, when, effect, most: u64| Rule {
-        operation,
-        names: "*".to_owned(),
-        probability: (chance.next() % (most + 1)) as f64 / 100.0,
-        when,
-        effect,
-        times: None,
+    let mut rule = |operation, when, effect, most: u64| {
+        let probability = (chance.next() % (most + 1)) as f64 / 100.0;
+        Rule { operation, ..Rule::new("*", effect).when(when).with_probability(probability) }
     };
     vec![
         rule(None, When::Before, Effect::Status { code: 503, burst: 1 }, 6),
@@ -119,12 +117,7 @@ impl World {
         if self.machines[1 - index].writer.is_some() && self.below(6) != 0 {
             return;
         }
-        let rules = faults(&mut self.chance);
-        let tries = 1 + self.below(2) as u32;
-        let faulty =
-            Arc::new(FaultyBucket::new(Arc::clone(&self.inner), self.chance.next(), rules).with_tries(tries));
-        let (bucket, meanwhile) = self.busy_bucket(index, Arc::clone(&faulty));
-        self.faulty.push(faulty);
+        let (bucket, meanwhile) = self.busy_bucket(index);
         let before = self.claims();
         let opened = Writer::open(&self.machines[index].disk, &bucket, self.chance.next());
         self.take_back(index, &meanwhile);
@@ -140,13 +133,15 @@ impl World {
         }
     }
 
-    /// `faulty` as a start sees it while the world goes on: between its requests the other machine's writer acts, and
+    /// A faulty bucket for a start, while the world goes on: between its requests the other machine's writer acts, and
     /// writes of dead writers land.
-    fn busy_bucket(
-        &mut self,
-        index: usize,
-        faulty: Arc<FaultyBucket>,
-    ) -> (Arc<dyn Bucket>, Arc<Mutex<Meanwhile>>) {
+    fn busy_bucket(&mut self, index: usize) -> (Arc<dyn Bucket>, Arc<Mutex<Meanwhile>>) {
+        let mut rules = faults(&mut self.chance);
+        // Each request takes its time.
+        let moment = Duration::from_nanos(1);
+        rules.push(Rule::new("*", Effect::Latency { p50: moment, p99: moment }));
+        let tries = 1 + self.below(2) as u32;
+        let faulty = FaultyBucket::new(Arc::clone(&self.inner), self.chance.next(), rules);
         let meanwhile = Arc::new(Mutex::new(Meanwhile {
             writer: self.machines[1 - index].writer.take(),
             chance: Chance(self.chance.next()),
@@ -157,11 +152,10 @@ impl World {
             failure: None,
         }));
         let shared = Arc::clone(&meanwhile);
-        let hook = move || {
-            shared.lock().go_on();
-            Go::On
-        };
-        (Arc::new(HookedBucket { inner: faulty, hook: Box::new(hook) }), meanwhile)
+        let pause = Arc::new(move |_| shared.lock().go_on());
+        let faulty = Arc::new(faulty.with_tries(tries).with_pause(pause));
+        self.faulty.push(Arc::clone(&faulty));
+        (faulty, meanwhile)
     }
 
     fn take_back(&mut self, index: usize, meanwhile: &Mutex<Meanwhile>) {

@@ -64,15 +64,8 @@ fn read(bucket: &dyn Bucket) -> Vec<u64> {
 }
 
 fn put_rule(when: When, probability: f64) -> Vec<Rule> {
-    let names = "*/wal/*".to_owned();
-    vec![Rule {
-        operation: Some(Operation::Put),
-        names,
-        probability,
-        when,
-        effect: Effect::Reset,
-        times: None,
-    }]
+    let rule = Rule::new("*/wal/*", Effect::Reset).on(Operation::Put).when(when);
+    vec![rule.with_probability(probability)]
 }
 
 #[test]
@@ -195,14 +188,7 @@ fn a_missing_slice_in_a_wal_that_has_ended_is_named() {
 fn a_listing_that_is_behind_hides_no_slice() {
     for seed in 0..50 {
         let bucket = Arc::new(MemoryBucket::new());
-        let rule = Rule {
-            operation: Some(Operation::List),
-            names: "*".to_owned(),
-            probability: 1.0,
-            when: When::Before,
-            effect: if seed % 2 == 0 { Effect::StaleList } else { Effect::ListTwice },
-            times: None,
-        };
+        let rule = Rule::new("*", if seed % 2 == 0 { Effect::StaleList } else { Effect::ListTwice });
         let faulty = Arc::new(FaultyBucket::new(bucket.clone(), seed, vec![rule]));
         let mut fixture = Fixture::new(faulty.clone());
         (0..10).for_each(|_| fixture.commit(200));
