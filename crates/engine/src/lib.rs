@@ -30,6 +30,7 @@ mod pulse;
 mod recovery;
 mod reload;
 mod replay;
+mod settings;
 mod snapshots;
 mod sorter;
 mod source;
@@ -48,14 +49,13 @@ mod writeset;
 pub use clock::{Clock, SystemClock};
 pub use cursor::Cursor;
 pub use disk::{Disk, DiskError, DiskFault, DiskFile, RealDisk, SimDisk};
-pub use engine::{
-    Background, Engine, Estimate, FIRST_ALLOCATED_TREE, Hooks, Job, MEMORY_BYTES_MIN, Parts, Settings,
-};
+pub use engine::{Engine, Estimate, FIRST_ALLOCATED_TREE, Job, Parts};
 pub use error::{Error, Kind, Result};
 pub use first_part::FirstPart;
 pub use inspect::inspect_object;
 pub use load::{Load, Loaded};
 pub use locks::{Granted, Interrupt, LockMode, LockWait};
+pub use settings::{Background, Hooks, MEMORY_BYTES_MIN, Settings};
 pub use sorter::{Sorted, Sorter};
 pub use status::Status;
 pub use txn::{Isolation, Mark, ReadAs, Txn};

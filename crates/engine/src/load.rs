@@ -17,9 +17,10 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 
 use crate::cache::Loan;
-use crate::engine::{Background, Engine, Job};
+use crate::engine::{Engine, Job};
 use crate::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
 use crate::points::{self, Point};
+use crate::settings::Background;
 use crate::sst::{SstBuilder, SstOptions};
 use crate::version::SstMeta;
 use crate::{Error, Kind, OpKind, Result, Seqno, TreeId, full_key};

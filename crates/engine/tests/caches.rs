@@ -150,45 +150,6 @@ fn what_is_borrowed_is_given_back() {
     }
 }
 
-#[test]
-fn settings_for_a_disk_fit_it_and_the_memory() {
-    let of = |memory: usize, space: u64| {
-        let settings = Settings::for_memory(memory).for_disk(space);
-        (settings.disk_cache_bytes, settings.unuploaded_bytes_max)
-    };
-    const GIB: u64 = 1 << 30;
-    assert_eq!(of(1 << 30, 16 * GIB), (8 * GIB, 2 * GIB));
-    assert_eq!(of(1 << 30, 48 * GIB), (24 * GIB, 4 * GIB));
-    let (cache, waits) = of(512 << 20, 10_000 * GIB);
-    assert!((28 * GIB..32 * GIB).contains(&cache) && waits == 4 * GIB, "{cache} {waits}");
-    assert_eq!(
-        of(1 << 30, 0),
-        (0, 4 * (64 << 20)),
-        "a full disk still takes what is flushed, as far as it goes"
-    );
-}
-
-#[test]
-fn settings_for_little_memory_fit_it() {
-    for mib in [1, 32, 100, 190, 500, 1000, 4000, 100_000] {
-        let settings = Settings::for_memory(mib << 20);
-        let memory = settings.memory_bytes;
-        assert!(memory >= mib << 20);
-        assert!(5 * settings.memtable_bytes <= memory / 3);
-        assert!(
-            10 * settings.shape.sst_bytes / 2 * 3 <= memory,
-            "{mib} MiB: ssts of {}",
-            settings.shape.sst_bytes
-        );
-        assert!(3 * settings.transaction_bytes_max <= memory / 2);
-    }
-    assert_eq!(
-        Settings::for_memory(1 << 30).shape,
-        Settings::default().shape,
-        "what is common is not cut down"
-    );
-}
-
 /// Before it merges it looks which ssts it may leave alone, and that is a few blocks of what lies above.
 #[test]
 fn a_merge_on_a_new_node_asks_the_bucket_for_each_byte_once() {
