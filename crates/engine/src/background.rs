@@ -145,7 +145,7 @@ fn name(job: Job) -> &'static str {
         Job::UploadWal => "wal",
         Job::Freeze | Job::Flush => "flush",
         Job::Publish | Job::CollectGarbage => "publish",
-        Job::Compact => "compact",
+        Job::Compact | Job::SaveSpace => "compact",
         Job::Validate => "claims",
     }
 }
@@ -216,9 +216,71 @@ fn work_off(job: Job, bell: &Bell, engine: &Engine) -> Result<()> {
             break;
         }
     }
+    if job == Job::Compact && engine.is_quiet() {
+        while !bell.stopped() && engine.is_quiet() && engine.step(Job::SaveSpace)? {}
+    }
     if job == Job::Publish {
         while !bell.stopped() && engine.step(Job::CollectGarbage)? {}
         engine.save_heat();
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use bucket::MemoryBucket;
+
+    use super::*;
+    use crate::{Background, Clock, Parts, Settings, SimDisk, TreeId};
+
+    #[derive(Default)]
+    struct Hand(Mutex<Duration>);
+
+    impl Clock for Hand {
+        fn now(&self) -> Duration {
+            *self.0.lock()
+        }
+        fn sleep(&self, pause: Duration) {
+            *self.0.lock() += pause;
+        }
+    }
+
+    #[test]
+    fn space_is_saved_only_after_a_while_without_writers() {
+        let clock = Arc::new(Hand::default());
+        let parts = Parts {
+            bucket: Arc::new(MemoryBucket::new()),
+            disk: Arc::new(SimDisk::new(1)),
+            clock: Arc::clone(&clock) as Arc<dyn Clock>,
+            seed: 1,
+        };
+        let settings = Settings { background: Background::Manual, ..Settings::default() };
+        let engine = Engine::open(parts, settings).expect("it opens");
+        let write = || {
+            let mut txn = engine.begin();
+            for row in 0..6 * 1024_u32 {
+                txn.put(TreeId(70), &row.to_be_bytes(), &[7; 1000]).expect("there is room");
+            }
+            txn.commit().expect("the disk works");
+        };
+        let work = || {
+            engine.beat().expect("nobody else claims");
+            for job in [Job::Compact, Job::Flush] {
+                work_off(job, &Bell::default(), &engine).expect("nothing fails");
+            }
+            engine.status().get("flushes").expect("a counter")
+        };
+        write();
+        assert_eq!(work(), 0);
+        clock.sleep(Duration::from_secs(9));
+        assert_eq!(work(), 0, "somebody wrote just now");
+        write();
+        assert_eq!(work(), 0);
+        clock.sleep(Duration::from_secs(9));
+        assert_eq!(work(), 0, "and again");
+        clock.sleep(Duration::from_secs(1));
+        assert_eq!(work(), 1);
+        write();
+        assert_eq!(work(), 1);
+    }
 }

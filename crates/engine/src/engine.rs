@@ -28,6 +28,7 @@ use crate::manifest::ManifestWriter;
 use crate::points::{self, Point};
 use crate::prefetch::prefetch;
 use crate::pulse::{Pulse, SLEPT};
+use crate::quiet::Quiet;
 use crate::recovery::{RecoveryParts, Report, recover};
 use crate::replay::Replay;
 use crate::settings::{Background, Settings};
@@ -71,6 +72,8 @@ pub enum Job {
     Publish,
     /// Does one compaction.
     Compact,
+    /// The same, and if none is due one that only makes what the bucket keeps smaller: for times when next to nothing is written.
+    SaveSpace,
     /// Deletes objects that nothing names any more.
     CollectGarbage,
     /// Looks whether a newer writer has claimed the branch.
@@ -107,6 +110,7 @@ pub struct Engine {
     _wal_buffers: Loan,
     upload_time: UploadTime,
     pulse: Pulse,
+    quiet: Mutex<Quiet>,
     /// Memtables are flushed one after the other.
     flushing: Mutex<()>,
     /// What dead writers left in the bucket was looked for.
@@ -210,6 +214,7 @@ impl Engine {
             throttle: Throttle::new(settings.shape.clone(), settings.unuploaded_bytes_max),
             upload_time: UploadTime::default(),
             pulse: Pulse::new(parts.clock.now()),
+            quiet: Mutex::new(Quiet::new(parts.clock.now(), recovered.wal.end().0)),
             settings,
             snapshots: Snapshots::default(),
             store,
@@ -327,10 +332,8 @@ impl Engine {
             Job::Freeze => self.commits.freeze_active(),
             Job::Flush => self.flush(),
             Job::Publish => self.publish(),
-            Job::Compact => match self.settings.background {
-                Background::Threads => self.compact(SUBCOMPACTIONS),
-                Background::Manual => self.compact(1),
-            },
+            Job::Compact => self.compact(self.subcompactions(), false),
+            Job::SaveSpace => self.save_space(),
             Job::CollectGarbage => self.collect_garbage(),
             Job::Validate => self.fence.check().map(|()| false),
         };
@@ -341,7 +344,7 @@ impl Engine {
     /// [`Job::Compact`] with a merge shared by so many threads, for `bench`.
     #[doc(hidden)]
     pub fn compact_by(&self, threads: usize) -> Result<bool> {
-        self.compact(threads)
+        self.compact(threads, false)
     }
 
     /// Counters and sizes.
@@ -375,6 +378,8 @@ impl Engine {
             ("flushed_bytes", count(&self.counters.flushed_bytes)),
             ("loaded_bytes", count(&self.counters.loaded_bytes)),
             ("compactions", count(&self.counters.compactions)),
+            ("compactions_running", self.tree.merging() as u64),
+            ("surplus_bytes", self.surplus()),
             ("compacted_bytes_read", count(&self.counters.compacted_bytes_read)),
             ("compacted_bytes_written", count(&self.counters.compacted_bytes_written)),
             ("read_steps_in_vain", version.ssts().map(|(_, sst)| sst.opened.wasted()).sum()),
@@ -604,6 +609,11 @@ impl Engine {
         self.pulse.slept(self.now())
     }
 
+    /// Whether next to nothing was written for a while.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.quiet.lock().is_quiet(self.now())
+    }
+
     /// Stamps the time; after a sleep looks at the claims first.
     pub(crate) fn beat(&self) -> Result<()> {
         let (mut at, mut looked) = (self.now(), Ok(false));
@@ -625,6 +635,7 @@ impl Engine {
             self.check_alive()?;
         }
         self.pulse.stamp(at);
+        self.quiet.lock().look(at, self.commits.wal().end().0);
         self.refresh_throttle();
         self.store.heed((self.settings.hooks.oversize)());
         looked.map(drop)
@@ -805,7 +816,29 @@ impl Engine {
         })
     }
 
-    fn compact(&self, parts: usize) -> Result<bool> {
+    fn subcompactions(&self) -> usize {
+        match self.settings.background {
+            Background::Threads => SUBCOMPACTIONS,
+            Background::Manual => 1,
+        }
+    }
+
+    /// Until it is flushed, the memtable is in the bucket as wal, which is not packed.
+    fn save_space(&self) -> Result<bool> {
+        let flushing = self.commits.frozen_count() > 0;
+        let memtable_too_much = self.surplus() > self.tree.surplus(0);
+        if memtable_too_much && !flushing && self.commits.freeze_active()? {
+            self.workers.ring(Job::Flush);
+            return Ok(true);
+        }
+        self.compact(self.subcompactions(), true)
+    }
+
+    fn surplus(&self) -> u64 {
+        self.tree.surplus(self.view().active.bytes() as u64)
+    }
+
+    fn compact(&self, parts: usize, quiet: bool) -> Result<bool> {
         // Readers may have let go of something.
         self.forget_unsent();
         if pauses_merges(&self.debt(), &self.settings.shape) {
@@ -813,7 +846,7 @@ impl Engine {
         }
         let snapshots = self.snapshots.live(self.visible_counter());
         let oldest = *snapshots.first().expect("the newest visible seqno is always there");
-        let (plan, version) = match self.tree.begin_compaction(&self.commits, oldest)? {
+        let (plan, version) = match self.tree.begin_compaction(&self.commits, oldest, quiet)? {
             None => return Ok(false),
             Some(Begun::Done) => {
                 self.forget_unsent();

@@ -27,6 +27,7 @@ mod merge;
 pub mod points;
 mod prefetch;
 mod pulse;
+mod quiet;
 mod recovery;
 mod reload;
 mod replay;

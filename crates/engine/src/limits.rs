@@ -23,6 +23,9 @@ pub const CHUNK_BYTES: usize = 128 * 1024;
 pub const LEVEL_BASE_BYTES: u64 = 256 << 20;
 /// L0 runs at which writers are made to wait for compaction altogether.
 pub const L0_RUNS_STOP: usize = 24;
+/// What lies above the deepest level, the wal of the memtable included, may take this part of its bytes when nobody writes: a row may be there
+/// twice. Less would cost more than twelve bytes written for each byte of a writer who pauses at the worst moments.
+pub const SURPLUS_PART: u64 = 10;
 /// Bytes that a merge reads and writes in the time that a reader's step takes: 100 to 150 MB a second, and 100 ns.
 pub const BYTES_A_STEP: u64 = 16;
 

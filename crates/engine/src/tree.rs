@@ -12,7 +12,9 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use crate::commit::{Commits, Table, TableEnd};
-use crate::compaction::pick::{CompactionPlan, MergePlan, TreeView, debt_bytes, forgettable, pick};
+use crate::compaction::pick::{
+    CompactionPlan, MergePlan, TreeView, debt_bytes, forgettable, pick, surplus_bytes,
+};
 use crate::compaction::run::Merged;
 use crate::gc::Graveyard;
 use crate::limits::{LEVELS, Shape};
@@ -117,11 +119,12 @@ impl Tree {
         self.install(&mut self.state.lock(), commits, edit, Some(table))
     }
 
-    /// Begins the most urgent compaction, if there is one. `oldest_snapshot` is read at or was let go.
+    /// Begins the most urgent compaction, if there is one; `quiet`: for space too. `oldest_snapshot` is read at or was let go.
     pub(crate) fn begin_compaction(
         &self,
         commits: &Commits,
         oldest_snapshot: Seqno,
+        quiet: bool,
     ) -> Result<Option<Begun>> {
         let mut state = self.state.lock();
         let dropped: BTreeSet<TreeId> = state.dropped.keys().copied().collect();
@@ -132,6 +135,7 @@ impl Tree {
             wasted: &wasted,
             running: &state.running,
             dropped: &dropped,
+            quiet,
             oldest_snapshot,
             shape: &self.shape,
         };
@@ -241,6 +245,16 @@ impl Tree {
     pub(crate) fn debt(&self) -> (usize, u64) {
         let version = self.version();
         (version.l0.len(), debt_bytes(&version, &self.shape))
+    }
+
+    /// See [`surplus_bytes`].
+    pub(crate) fn surplus(&self, memtable: u64) -> u64 {
+        surplus_bytes(&self.version(), &self.shape, memtable)
+    }
+
+    /// Merges under way.
+    pub(crate) fn merging(&self) -> usize {
+        self.state.lock().running.len()
     }
 
     fn install(

@@ -21,13 +21,14 @@ use crate::random::Random;
 const FIXED_TREES: [u32; 2] = [1, 2];
 const CLIENTS_MAX: usize = 4;
 const LIVE_TREES_MAX: usize = 5;
-const JOBS: [Job; 7] = [
+const JOBS: [Job; 8] = [
     Job::PrepareWal,
     Job::UploadWal,
     Job::Freeze,
     Job::Flush,
     Job::Publish,
     Job::Compact,
+    Job::SaveSpace,
     Job::CollectGarbage,
 ];
 
@@ -344,7 +345,14 @@ impl Process {
             process.step(Job::Freeze)?;
             for round in 0.. {
                 let mut worked = false;
-                for job in [Job::Flush, Job::UploadWal, Job::Publish, Job::Compact, Job::CollectGarbage] {
+                for job in [
+                    Job::Flush,
+                    Job::UploadWal,
+                    Job::Publish,
+                    Job::Compact,
+                    Job::SaveSpace,
+                    Job::CollectGarbage,
+                ] {
                     match process.engine.step(job) {
                         Ok(more) => worked |= more,
                         Err(error) => return Err(format!("{job:?} fails in fair weather: {error}")),
@@ -384,6 +392,9 @@ impl Process {
             if found.len() as u64 != want {
                 return Err(format!("{found:?} are in the bucket at rest, and {want} of them are in use"));
             }
+        }
+        if count("surplus_bytes")? > 0 {
+            return Err(format!("the bucket keeps more than it should at rest: {:?}", status.rows()));
         }
         if count("edits_queued")? + count("unuploaded_bytes")? + count("wal_unuploaded_bytes")? > 0 {
             return Err(format!("something waits for the bucket at rest: {:?}", status.rows()));

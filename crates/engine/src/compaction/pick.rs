@@ -7,12 +7,12 @@
 //! * A plan that takes an sst takes every sst of deeper-lying, older data that overlaps it up to the level it writes to.
 //! * Plans under way together share no input, and two that write to one level have key ranges that do not meet.
 //! * From the same input comes the same plan.
-//! * What is due by size comes first, then deletions, then what readers have paid for.
+//! * What is due by size comes first, then deletions, then what readers have paid for, and when nobody writes what takes space.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::limits::{LEVELS, Shape};
+use crate::limits::{LEVELS, SURPLUS_PART, Shape};
 use crate::version::{Run, SstMeta, Version, cuts, overlapping};
 use crate::{Seqno, SstId, TreeId};
 
@@ -27,6 +27,8 @@ pub(crate) struct TreeView<'a> {
     /// Trees whose drop is flushed. (Of one that is only in the wal, a lost directory may bring the tree back, and its
     /// ssts must then still be there.)
     pub(crate) dropped: &'a BTreeSet<TreeId>,
+    /// Nobody writes: merge for space too.
+    pub(crate) quiet: bool,
     /// The least seqno that anyone reads at.
     pub(crate) oldest_snapshot: Seqno,
     pub(crate) shape: &'a Shape,
@@ -69,7 +71,8 @@ pub(crate) fn pick(view: &TreeView<'_>) -> Option<CompactionPlan> {
     // The highest score first; of equal ones the shallower level, which is the one that readers feel.
     urgent.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
     let by_size = urgent.iter().find_map(|(_, level)| picker.shrink(*level));
-    by_size.or_else(|| picker.clear_tombstones()).or_else(|| picker.spare_readers())
+    let due = by_size.or_else(|| picker.clear_tombstones()).or_else(|| picker.spare_readers());
+    due.or_else(|| picker.save_space())
 }
 
 /// How many bytes must be merged before every level has its target size again.
@@ -78,6 +81,21 @@ pub(crate) fn debt_bytes(version: &Version, shape: &Shape) -> u64 {
     let l0 = if version.l0.len() >= shape.l0_runs { version.level_bytes(0) } else { 0 };
     let over = |level: usize| version.level_bytes(level).saturating_sub(targets.bytes[level]);
     l0 + (targets.base..LEVELS).map(over).sum::<u64>()
+}
+
+/// Bytes beyond what the bucket should keep when nobody writes: in ssts above the deepest level, where what they hold may be a second time, and as
+/// the wal of a memtable of `memtable` bytes. Little is left alone.
+pub(crate) fn surplus_bytes(version: &Version, shape: &Shape, memtable: u64) -> u64 {
+    surplus(version, shape, memtable, |_| true)
+}
+
+fn surplus(version: &Version, shape: &Shape, memtable: u64, counts: impl Fn(&SstMeta) -> bool) -> u64 {
+    let deepest = version.ssts().map(|(level, _)| level).max().unwrap_or(0);
+    let above: u64 =
+        version.ssts().filter(|(level, sst)| *level < deepest && counts(sst)).map(|(_, sst)| sst.bytes).sum();
+    let little = shape.sst_bytes as u64 / 8;
+    let memtable = if memtable < little { 0 } else { memtable };
+    (above + memtable).saturating_sub(little.max(version.level_bytes(deepest) / SURPLUS_PART))
 }
 
 /// The dropped trees that nothing flushed can hold any more, so that the manifest may forget them. `dropped` as in
@@ -326,6 +344,17 @@ impl Picker<'_> {
                 _ => None,
             }
         })
+    }
+
+    /// Sinks what may be there twice until that is little. All of it, in the end, so this ends.
+    fn save_space(&self) -> Option<CompactionPlan> {
+        let version = self.view.version;
+        if !self.view.quiet || surplus(version, self.view.shape, 0, |sst| self.free(sst)) == 0 {
+            return None;
+        }
+        let from_l0 = if version.l0.is_empty() { None } else { self.shrink_l0() };
+        let deepest = version.ssts().map(|(level, _)| level).max().unwrap_or(0);
+        from_l0.or_else(|| (1..deepest).find_map(|level| self.shrink_level(level)))
     }
 
     /// An sst over nothing, without its deletions, unless somebody still reads what they delete.

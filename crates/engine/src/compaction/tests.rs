@@ -7,7 +7,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::cut::{Cutter, Deeper};
-use super::pick::{CompactionPlan, MergePlan, TreeView, debt_bytes, forgettable, pick};
+use super::pick::{CompactionPlan, MergePlan, TreeView, debt_bytes, forgettable, pick, surplus_bytes};
 use super::retain::Retention;
 use super::run::narrowed;
 use crate::limits::Shape;
@@ -153,8 +153,13 @@ impl Toy {
         Arc::new(meta)
     }
 
-    /// Starts what `pick` says, or says that there is nothing.
+    /// Starts what `pick` says is due, or says that there is nothing.
     fn start(&mut self) -> bool {
+        self.start_what(false)
+    }
+
+    /// The same, with nothing else to do.
+    fn start_what(&mut self, quiet: bool) -> bool {
         let running: Vec<_> = self.running.iter().map(|(plan, ..)| Arc::clone(plan)).collect();
         let snapshots = self.live_snapshots();
         let view = TreeView {
@@ -162,6 +167,7 @@ impl Toy {
             wasted: &self.wasted,
             running: &running,
             dropped: &self.dropped,
+            quiet,
             oldest_snapshot: snapshots[0],
             shape: &self.shape,
         };
@@ -253,7 +259,8 @@ enum Step {
         from: u8,
     },
     Flush,
-    Start,
+    /// A merge that is due, or also one for space.
+    Start(bool),
     Finish(usize),
     Snapshot,
     Release(usize),
@@ -268,7 +275,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         40 => (1u32..5, 0u8..40, kind).prop_map(|(tree, key, kind)| Step::Write { tree, key, kind }),
         4 => (1u32..5, 0u8..200).prop_map(|(tree, from)| Step::Ascend { tree, from }),
         8 => Just(Step::Flush),
-        8 => Just(Step::Start),
+        8 => prop::bool::weighted(0.2).prop_map(Step::Start),
         6 => (0usize..9).prop_map(Step::Finish),
         2 => Just(Step::Snapshot),
         2 => (0usize..9).prop_map(Step::Release),
@@ -287,7 +294,7 @@ fn play(steps: &[Step]) -> Toy {
                 (from..from.saturating_add(20)).for_each(|k| toy.write(tree, k, OpKind::Put))
             }
             Step::Flush => toy.flush(),
-            Step::Start => _ = toy.start(),
+            Step::Start(quiet) => _ = toy.start_what(quiet),
             Step::Finish(which) => _ = toy.finish_one(which),
             Step::Snapshot => _ = toy.snapshots.insert(Seqno(toy.seqno)),
             Step::Waste(which, steps) => toy.waste(which, steps),
@@ -323,6 +330,12 @@ proptest! {
         }
         prop_assert!(toy.version.l0.len() < toy.shape.l0_runs);
         prop_assert_eq!(debt_bytes(&toy.version, &toy.shape), 0);
+        while toy.start_what(true) || toy.finish_one(0) {
+            toy.check();
+            work += 1;
+            prop_assert!(work < 2000, "what is merged for space must come to rest");
+        }
+        prop_assert_eq!(surplus_bytes(&toy.version, &toy.shape, 0), 0);
         for tree in &toy.dropped {
             let in_levels = toy.version.ssts().any(|(level, sst)| level > 0 && sst.first_tree() == *tree);
             prop_assert!(!in_levels, "a dropped tree has left all levels");
@@ -368,6 +381,31 @@ fn what_lies_between_keys_far_from_each_other_is_not_rewritten() {
     assert!(toy.merges > 3 && toy.stayed > 10, "{} merges left {} alone", toy.merges, toy.stayed);
     let now: BTreeSet<SstId> = toy.version.ssts().map(|(_, sst)| sst.id).collect();
     assert!(before.intersection(&now).count() >= before.len() - 6, "{before:?} {now:?}");
+}
+
+#[test]
+fn when_nobody_writes_little_is_there_twice() {
+    let mut toy = Toy::new();
+    (0..4).for_each(|tree| (0..200).for_each(|key| toy.write(tree, key, OpKind::Put)));
+    toy.flush();
+    while toy.start() || toy.finish_one(0) {}
+    let bytes = |toy: &Toy| toy.version.ssts().map(|(_, sst)| sst.bytes).sum::<u64>();
+    assert_eq!(bytes(&toy), 8000);
+    for tree in 0..4 {
+        (0..200).step_by(3).for_each(|key| toy.write(tree, key, OpKind::Put));
+        toy.flush();
+        while toy.start() || toy.finish_one(0) {}
+    }
+    assert!(bytes(&toy) > 9000, "a merge that is due left {} bytes", bytes(&toy));
+    assert!(surplus_bytes(&toy.version, &toy.shape, 0) > 0);
+    let merges = toy.merges;
+    while toy.start_what(true) || toy.finish_one(0) {}
+    assert!(toy.merges > merges && bytes(&toy) <= 8800, "{} bytes are left", bytes(&toy));
+    assert_eq!(surplus_bytes(&toy.version, &toy.shape, 0), 0);
+    toy.check();
+    let memtable = 8800 - bytes(&toy) + 7;
+    assert!(surplus_bytes(&toy.version, &toy.shape, memtable) > 0, "the wal of a memtable counts");
+    assert_eq!(surplus_bytes(&toy.version, &toy.shape, 6), 0, "unless it is little");
 }
 
 #[test]
