@@ -36,7 +36,7 @@ use crate::snapshots::Snapshots;
 use crate::sorter::{Sorter, SpillSpace};
 use crate::status::{Status, UploadTime};
 use crate::store::{SstStore, StoreParts};
-use crate::throttle::Throttle;
+use crate::throttle::{Place, Throttle};
 use crate::tree::{Begun, Sending, Tree};
 use crate::txn::Txn;
 use crate::version::SstMeta;
@@ -211,7 +211,11 @@ impl Engine {
             // A slice in the making, and one on its way.
             _wal_buffers: store.lend(2 * settings.shape.wal_slice_bytes as usize),
             locks: LockTable::new(parts.seed, Arc::clone(&parts.clock), threads),
-            throttle: Throttle::new(settings.shape.clone(), settings.unuploaded_bytes_max),
+            throttle: Throttle::new(
+                settings.shape.clone(),
+                settings.memtable_bytes as u64,
+                settings.unuploaded_bytes_max,
+            ),
             upload_time: UploadTime::default(),
             pulse: Pulse::new(parts.clock.now()),
             quiet: Mutex::new(Quiet::new(parts.clock.now(), recovered.wal.end().0)),
@@ -515,7 +519,12 @@ impl Engine {
         loaded: Vec<Loaded>,
         unlock: impl FnOnce(),
     ) -> Result<Seqno> {
-        self.admit(writes.bytes() as u64)?;
+        let place = self.admit(writes.bytes() as u64)?;
+        let unlock = || {
+            // Its writes are in the memtable.
+            drop(place);
+            unlock();
+        };
         let committed = if loaded.is_empty() {
             self.commit_now(writes, drops, None, unlock).map(|done| done.expect("nothing was checked"))
         } else {
@@ -685,7 +694,7 @@ impl Engine {
     }
 
     /// Lets a writer of `bytes` go on when flush, compaction and upload keep up.
-    fn admit(&self, bytes: u64) -> Result<()> {
+    fn admit(&self, bytes: u64) -> Result<Option<Place<'_>>> {
         let manual = self.settings.background == Background::Manual;
         self.throttle.admit(bytes, &*self.clock, || {
             self.check_alive()?;
@@ -707,10 +716,12 @@ impl Engine {
 
     fn debt(&self) -> Debt {
         let (l0_runs, compaction_bytes) = self.tree.debt();
+        let memtable = self.settings.memtable_bytes as f64;
         Debt {
             l0_runs,
             frozen_memtables: self.commits.frozen_count(),
-            active_filled: self.view().active.bytes() as f64 / self.settings.memtable_bytes as f64,
+            active_filled: self.view().active.bytes() as f64 / memtable,
+            granted: self.throttle.granted() as f64 / memtable,
             compaction_bytes,
             unuploaded_bytes: self.store.unuploaded_bytes() + self.unuploaded_wal(),
             unuploaded_bytes_max: self.settings.unuploaded_bytes_max,

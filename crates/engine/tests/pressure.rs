@@ -13,6 +13,8 @@ use engine::{Background, Engine, SimDisk, TreeId};
 const TREE: TreeId = TreeId(7);
 const WRITERS: u32 = 4;
 const ROWS: u32 = 2000;
+/// Commits of one more writer with as many rows, each of them larger than a memtable.
+const LARGE: u32 = 20;
 
 /// Memtables and ssts are so small that a few runs of L0 are there before the first is merged.
 #[test]
@@ -39,14 +41,25 @@ fn writers_are_slowed_before_l0_grows_and_nothing_is_lost() {
             move || {
                 for row in 0..ROWS {
                     let mut txn = engine.begin();
-                    let key = (row * WRITERS + writer).wrapping_mul(0x9e37_79b1).to_be_bytes();
+                    let key = (row * (WRITERS + 1) + writer).wrapping_mul(0x9e37_79b1).to_be_bytes();
                     txn.put(TREE, &key, &noise(row, 1000)).expect("fits");
                     txn.commit().expect("commits");
                 }
             }
         };
+        let write_much = || {
+            for commit in 0..LARGE {
+                let mut txn = engine.begin();
+                for row in commit * ROWS / LARGE..(commit + 1) * ROWS / LARGE {
+                    let key = (row * (WRITERS + 1) + WRITERS).wrapping_mul(0x9e37_79b1).to_be_bytes();
+                    txn.put(TREE, &key, &noise(row, 1000)).expect("fits");
+                }
+                txn.commit().expect("commits");
+            }
+        };
         let writers: Vec<_> = (0..WRITERS).map(|writer| scope.spawn(write(writer))).collect();
-        writers.into_iter().for_each(|writer| writer.join().expect("it writes"));
+        let all = writers.into_iter().chain([scope.spawn(write_much)]);
+        all.for_each(|writer| writer.join().expect("it writes"));
         writing.store(false, Ordering::Relaxed);
         watcher.join().expect("it watches")
     });
@@ -56,6 +69,6 @@ fn writers_are_slowed_before_l0_grows_and_nothing_is_lost() {
     // Who was let in before the limit was met may still fill a memtable.
     assert!(runs <= most, "{runs} runs in L0");
     assert!(frozen <= FROZEN_MEMTABLES_MAX + 1, "{frozen} frozen memtables");
-    assert_eq!(all(&engine, &mut engine.begin(), TREE).len(), (WRITERS * ROWS) as usize);
+    assert_eq!(all(&engine, &mut engine.begin(), TREE).len(), ((WRITERS + 1) * ROWS) as usize);
     engine.close().expect("it closes");
 }

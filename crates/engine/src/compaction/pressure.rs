@@ -17,6 +17,8 @@ pub(crate) struct Debt {
     pub(crate) frozen_memtables: usize,
     /// How full the memtable is that takes writes; 1: it will be frozen.
     pub(crate) active_filled: f64,
+    /// What large commits will write that are about to go, in memtables.
+    pub(crate) granted: f64,
     /// Bytes by which levels exceed their targets ([`super::pick::debt_bytes`]).
     pub(crate) compaction_bytes: u64,
     /// Bytes on the local disk that the bucket does not have.
@@ -40,8 +42,8 @@ pub(crate) enum Pressure {
 
 /// The rate at which slowing begins: well above what one machine's compaction sustains, so that nobody feels it begin.
 const RATE_MAX: f64 = 256e6;
-/// The rate just before writers stop.
-const RATE_MIN: f64 = 1e6;
+/// The rate just before writers stop: eight that commit 2 KiB each still wait for a quarter of a second only.
+const RATE_MIN: f64 = RATE_MAX / 4096.0;
 /// Compaction debt at which slowing begins, in bases, and at which writers stop.
 const DEBT_BASES: (f64, f64) = (16.0, 256.0);
 
@@ -51,8 +53,10 @@ pub(crate) fn pressure(debt: &Debt, shape: &Shape) -> Pressure {
         return Pressure::Full;
     }
     let base = shape.level_base_bytes as f64;
-    // A memtable that is nearly full counts nearly as much as a frozen one: else its end would be a large step.
-    let memtables = debt.frozen_memtables as f64 + debt.active_filled.min(0.99);
+    // A memtable that is nearly full counts nearly as much as a frozen one: else its end would be a large step. Only frozen ones stop writers.
+    let frozen = debt.frozen_memtables as f64;
+    let memtables = frozen + debt.active_filled.min(1.0) + debt.granted;
+    let memtables = memtables.min(FROZEN_MEMTABLES_MAX as f64 - 0.01).max(frozen);
     let strain = strain(debt.l0_runs as f64, l0_runs_felt(shape) as f64, shape.l0_runs_stop as f64)
         .max(strain(debt.compaction_bytes as f64, DEBT_BASES.0 * base, DEBT_BASES.1 * base))
         .max(strain(memtables, FROZEN_MEMTABLES_MAX as f64 / 2.0, FROZEN_MEMTABLES_MAX as f64));
@@ -130,6 +134,20 @@ mod tests {
             assert!(pair[1] < pair[0] && pair[1] * 2 >= pair[0], "no step halves the rate: {pair:?}");
         }
         assert!(matches!(at(3, 2.0), Pressure::Slow { .. }), "it can still be frozen");
+    }
+
+    #[test]
+    fn what_large_commits_will_write_counts_as_written_but_stops_nobody() {
+        let at = |frozen_memtables, active_filled, granted| {
+            let unuploaded_bytes_max = 1;
+            let debt =
+                Debt { frozen_memtables, active_filled, granted, unuploaded_bytes_max, ..Debt::default() };
+            pressure(&debt, &Shape::default())
+        };
+        assert_eq!(at(2, 0.25, 0.5), at(2, 0.75, 0.0));
+        assert_eq!(at(2, 0.5, 1.0), at(3, 0.5, 0.0));
+        assert!(matches!(at(3, 0.5, 7.0), Pressure::Slow { .. }));
+        assert_eq!(at(4, 0.0, 1.0), Pressure::Wait);
     }
 
     #[test]
