@@ -59,6 +59,12 @@ pub fn run(arguments: &Arguments, directory: &Path, report: &mut Report) -> Resu
     let mut warm_for = "";
     let mut is_kept = false;
     for (index, (load, goal)) in loads.iter().enumerate() {
+        // Before it is warmed, which changes them already.
+        let changes = adds_or_removes_rows(load.workload);
+        if changes && !is_kept {
+            keep(&targets)?;
+            is_kept = true;
+        }
         // Pages and blocks that the workload before did not need come back before it counts.
         if warm_for != load.workload {
             for target in &targets {
@@ -66,15 +72,10 @@ pub fn run(arguments: &Arguments, directory: &Path, report: &mut Report) -> Resu
             }
             warm_for = load.workload;
         }
-        let changes = adds_or_removes_rows(load.workload);
-        if changes && !is_kept {
-            keep(&targets)?;
-            is_kept = true;
-        }
         let mut restored = None;
         report.measure(subjects(load, goal), arguments.rounds, &targets, |target, round| {
             if changes && restored.replace(round) != Some(round) {
-                restore(&targets)?;
+                restore(&targets, rows)?;
             }
             load.run(target).map(|outcome| [outcome.rate, outcome.processor_us])
         });
@@ -109,7 +110,7 @@ fn loads(all: bool, rows: u32, seconds: u32) -> Vec<(Load<'static>, &'static str
 fn estimate(loads: &[(Load<'_>, &str)], rounds: u32, servers: u32) -> Duration {
     const PREPARE: f64 = 60.0;
     const TURN: f64 = 0.3; // beside its seconds: sysbench starts, connects, prepares its statements
-    const RESTORE: f64 = 10.0; // all servers at once
+    const RESTORE: f64 = 15.0; // all servers at once
     let of = |load: &Load<'_>| {
         let turns = f64::from(servers) * (f64::from(load.seconds) + TURN);
         f64::from(rounds) * (turns + if adds_or_removes_rows(load.workload) { RESTORE } else { 0.0 })
@@ -148,8 +149,8 @@ fn keep(targets: &[Target]) -> Result<(), String> {
     })
 }
 
-/// Gives the tables the rows that were kept: all of them cached, and nothing left to do in the background.
-fn restore(targets: &[Target]) -> Result<(), String> {
+/// Gives the tables the rows that were kept, `rows` each: all of them cached, and nothing left to do in the background.
+fn restore(targets: &[Target], rows: u32) -> Result<(), String> {
     side_by_side(targets, TABLES, |target, table| {
         let mut connection = target.connect()?;
         execute(&mut connection, &format!("TRUNCATE {DATABASE}.sbtest{table}"))?;
@@ -157,10 +158,20 @@ fn restore(targets: &[Target]) -> Result<(), String> {
     })?;
     side_by_side(targets, 1, |target, _| target.settle())?;
     side_by_side(targets, TABLES, |target, table| {
-        let read = |index| format!("SELECT SUM(k) FROM {DATABASE}.sbtest{table} FORCE INDEX ({index})");
+        let read = |index: &str| {
+            format!("SELECT COUNT(*), SUM(k) FROM {DATABASE}.sbtest{table} FORCE INDEX ({index})")
+        };
         let mut connection = target.connect()?;
-        query(&mut connection, &read("PRIMARY".into()))?;
-        query(&mut connection, &read(format!("k_{table}"))).map(drop)
+        for index in ["PRIMARY".to_owned(), format!("k_{table}")] {
+            let found = query(&mut connection, &read(&index))?;
+            if found[0][0] != rows.to_string() {
+                return Err(format!(
+                    "{index} of sbtest{table} has {} entries again, not {rows}",
+                    found[0][0]
+                ));
+            }
+        }
+        Ok(())
     })
 }
 
