@@ -21,6 +21,8 @@ pub enum DiskFault {
     StopAt(u64),
     /// The sync that comes at or after the operation of this number fails; what it should have kept is unknown.
     FailSyncAt(u64),
+    /// Who asks for the operation of this number panics instead.
+    PanicAt(u64),
 }
 
 /// A simulated disk; clones share it.
@@ -160,6 +162,10 @@ impl SimDisk {
         if state.faults.iter().any(|fault| matches!(fault, DiskFault::StopAt(at) if *at <= number)) {
             state.stopped = true;
             return Err(refused(operation, path, "the simulated machine stops here"));
+        }
+        if let Some(index) = state.faults.iter().position(|fault| *fault == DiskFault::PanicAt(number)) {
+            state.faults.remove(index);
+            panic!("{operation} {path}: the simulated disk panics here");
         }
         state.operations += 1;
         Ok(state)

@@ -29,7 +29,7 @@ use turns::{Leader, Turns};
 
 use crate::limits::{WAL_SEGMENT_BYTES, WAL_SLICE_BYTES};
 use crate::points::{self, Point};
-use crate::{Disk, DiskError, Error, Kind, Result, Seqno, WalPosition};
+use crate::{Disk, Error, Kind, Result, Seqno, WalPosition};
 
 /// Sizes, so that tests can make them small.
 #[derive(Clone, Copy, Debug)]
@@ -170,7 +170,9 @@ impl Wal {
                 break leader;
             }
         };
+        let guard = FailsOnPanic(self);
         let result = self.write_group(end, &leader);
+        drop(guard);
         leader.last = result.is_err();
         drop(leader);
         result
@@ -235,7 +237,7 @@ impl Wal {
                 self.segments.sync(&touched)
             });
         if let Err(error) = written {
-            return Err(self.fail(&error));
+            return Err(self.fail(&error.to_string()));
         }
         assert!(at >= end.0, "a group covers what its leader waits for");
         points::pass(Point::AfterSync);
@@ -306,9 +308,9 @@ impl Wal {
         }
     }
 
-    fn fail(&self, error: &DiskError) -> Error {
-        tracing::error!(%error, "the wal can not be written; nothing is acknowledged until a restart");
-        self.queue.lock().failure = Some(error.to_string().into());
+    fn fail(&self, why: &str) -> Error {
+        tracing::error!(why, "the wal can not be written; nothing is acknowledged until a restart");
+        self.queue.lock().failure = Some(why.into());
         self.failed.store(true, Ordering::Release);
         self.failure()
     }
@@ -373,6 +375,17 @@ impl Drop for Slot<'_> {
     fn drop(&mut self) {
         if !self.record.is_empty() {
             self.hand_over(true);
+        }
+    }
+}
+
+/// Nothing may follow a group that its leader took out of the queue and perhaps did not write.
+struct FailsOnPanic<'a>(&'a Wal);
+
+impl Drop for FailsOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.fail("a thread panicked while it wrote a group");
         }
     }
 }

@@ -46,7 +46,8 @@ pub(crate) struct Segments {
 }
 
 impl Segments {
-    /// No file yet; the first one will start at `start`. Spares of an earlier run are taken over.
+    /// No file yet; the first one will start at `start`. Spares of an earlier run are taken over, once it is durable that they are no segments
+    /// any more.
     pub(crate) fn new(
         disk: Arc<dyn Disk>,
         stream: Stream,
@@ -61,6 +62,9 @@ impl Segments {
             } else {
                 disk.remove(&name)?;
             }
+        }
+        if !spares.is_empty() {
+            disk.sync_directory(DIRECTORY)?;
         }
         let (files, spares) = (Mutex::default(), Mutex::new(spares));
         Ok(Self { disk, stream, segment_bytes, start: start.0, files, spares })
@@ -156,29 +160,52 @@ impl Segments {
         Ok(bytes)
     }
 
-    /// Removes the files that lie wholly below `position`, the oldest first, and returns how many. Some become spares.
+    /// Removes the files that lie wholly below `position`, the oldest first, and returns how many. Some become spares, once their new names
+    /// are durable: a power cut must not bring an old name back over what its file is used for next.
     pub(crate) fn trim(&self, position: u64) -> Result<usize, DiskError> {
         let mut removed = 0;
+        let mut renamed = Vec::new();
+        let done = self
+            .trim_files(position, &mut renamed, &mut removed)
+            .and_then(|()| if removed > 0 { self.disk.sync_directory(DIRECTORY) } else { Ok(()) });
+        match done {
+            Ok(()) => {
+                self.spares.lock().append(&mut renamed);
+                Ok(removed)
+            }
+            Err(error) => {
+                for name in &renamed {
+                    if let Err(error) = self.disk.remove(name) {
+                        tracing::debug!(%error, "a wal segment that was trimmed stays behind until the next start");
+                    }
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn trim_files(
+        &self,
+        position: u64,
+        renamed: &mut Vec<String>,
+        removed: &mut usize,
+    ) -> Result<(), DiskError> {
         loop {
             let oldest = self.files.lock().first_key_value().map(|(first, _)| *first);
-            let Some(first) = oldest.filter(|first| first + self.segment_bytes <= position) else { break };
+            let Some(first) = oldest.filter(|first| first + self.segment_bytes <= position) else {
+                return Ok(());
+            };
             let name = file_name(self.stream.epoch, first);
-            let mut spares = self.spares.lock();
-            if spares.len() < SPARES_MAX {
-                let spare = format!("{SPARE}{first:016x}");
+            if self.spares.lock().len() + renamed.len() < SPARES_MAX {
+                let spare = format!("{SPARE}{:016x}-{first:016x}", self.stream.epoch.0);
                 self.disk.rename(&name, &spare)?;
-                spares.push(spare);
+                renamed.push(spare);
             } else {
                 self.disk.remove(&name)?;
             }
-            drop(spares);
             self.files.lock().remove(&first);
-            removed += 1;
+            *removed += 1;
         }
-        if removed > 0 {
-            self.disk.sync_directory(DIRECTORY)?;
-        }
-        Ok(removed)
     }
 
     /// How many spares there are.

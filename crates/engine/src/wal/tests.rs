@@ -150,6 +150,72 @@ fn a_crash_loses_nothing_where_segments_that_were_trimmed_are_used_again() {
     assert!(reused > 100, "{reused} spares were used");
 }
 
+/// Segments were trimmed, and whether their new names are durable is unknown. What their files are used for next must not come back under the
+/// old names.
+#[test]
+fn a_power_cut_brings_no_old_name_back_over_what_its_file_became() {
+    for seed in 0..600 {
+        let disk = SimDisk::new(seed);
+        let wal = create(&disk).unwrap();
+        let mut ends = vec![START];
+        let sync_next = |ends: &mut Vec<WalPosition>| {
+            let seqno = ends.len() as u64;
+            let end = add(&wal, seqno, &value(seqno))?;
+            wal.sync_to(end)?;
+            ends.push(end);
+            Ok::<_, Error>(())
+        };
+        (0..12 + seed % 7).for_each(|_| sync_next(&mut ends).unwrap());
+        let trimmed = ends.len() - 1;
+        let restarts = seed % 2 == 0;
+        if restarts {
+            // The process is killed between the renames and the sync, and the next one takes the spares over.
+            disk.arm(DiskFault::PanicAt(disk.operations() + 1 + seed % 3));
+            let trim = || wal.segments.trim(ends[trimmed].0).is_ok();
+            _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(trim));
+            let disk = disk.kill();
+            let stream = Stream::new(BRANCH, Epoch(3));
+            disk.arm(DiskFault::StopAt(disk.operations() + seed % 29));
+            let used = Wal::create(Arc::new(disk.clone()), stream, WalPosition(1 << 40), small())
+                .and_then(|wal| (1..20).try_for_each(|seqno| wal.sync_to(add(&wal, seqno, &value(seqno))?)));
+            assert!(used.is_err(), "seed {seed}");
+            let (found, _) =
+                read(&disk.crash(), ends[trimmed]).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+            assert!(found.is_empty(), "seed {seed}");
+        } else {
+            disk.arm(DiskFault::FailSyncAt(disk.operations()));
+            wal.segments.trim(ends[trimmed].0).expect_err("its only sync fails");
+            disk.arm(DiskFault::StopAt(disk.operations() + seed % 29));
+            while sync_next(&mut ends).is_ok() {}
+            let (found, _) =
+                read(&disk.crash(), ends[trimmed]).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+            let synced = ends.len() - 1;
+            assert!(
+                trimmed + found.len() >= synced,
+                "seed {seed}: {} found of {synced}",
+                trimmed + found.len()
+            );
+        }
+    }
+}
+
+#[test]
+fn nothing_is_acknowledged_behind_a_group_whose_leader_panicked() {
+    let disk = SimDisk::new(1);
+    let wal = create(&disk).unwrap();
+    let first = add(&wal, 1, &value(1)).unwrap();
+    wal.sync_to(first).unwrap();
+    let lost = add(&wal, 2, &value(2)).unwrap();
+    disk.arm(DiskFault::PanicAt(disk.operations()));
+    let led = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| wal.sync_to(lost)));
+    assert!(led.is_err(), "the leader panics");
+    let behind = add(&wal, 3, &value(3)).map(|end| wal.sync_to(end));
+    assert!(!matches!(behind, Ok(Ok(()))), "a restart would stop at the hole before it");
+    assert_eq!(wal.sync_to(lost).unwrap_err().kind(), Kind::Failed);
+    assert_eq!(wal.durable(), first);
+    assert_eq!(read(&disk.crash(), START).unwrap(), (vec![1], first));
+}
+
 #[test]
 fn damage_before_the_tail_is_an_error_that_names_the_file() {
     let disk = SimDisk::new(1);
