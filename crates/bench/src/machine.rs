@@ -72,13 +72,14 @@ impl Awake {
     /// Begins.
     ///
     /// # Errors
-    /// There is no `chrt` (util-linux), or it can't start.
+    /// There is no `setpriv` (util-linux), or it can't start.
     pub fn begin() -> Result<Self, String> {
         let mut awake = Self(Vec::new());
         for _ in 0..processors() {
-            let mut command = Command::new("chrt");
-            command.args(["--idle", "0", "sh", "-c", "while :; do :; done"]);
-            awake.0.push(command.spawn().map_err(|error| format!("chrt: {error}"))?);
+            // They end with this thread, however it ends.
+            let mut command = Command::new("setpriv");
+            command.args(["--pdeathsig", "KILL", "chrt", "--idle", "0", "sh", "-c", "while :; do :; done"]);
+            awake.0.push(command.spawn().map_err(|error| format!("setpriv: {error}"))?);
         }
         Ok(awake)
     }

@@ -2,8 +2,8 @@
 //! v1, blkio) for the processes that are put into its group.
 //!
 //! * The limit holds for what those processes ask of this device, and for nothing else they do.
-//! * Like a cloud's volume it says that it has no volatile cache, so the kernel sends it no flushes. The kernel counts a flush as an
-//!   operation (3,000 of `pwrite` and `fdatasync` were 6,000), and no cloud does.
+//! * It says that it has no volatile cache, so the kernel sends it no flushes: the throttle counts a flush as an operation (3,000 of
+//!   `pwrite` and `fdatasync` were 6,000).
 //! * It is probed before it is trusted: four writers and four readers past the page cache, and one with large blocks.
 //! * Needs root. Mount, device, group and file end with the value.
 

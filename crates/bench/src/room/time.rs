@@ -64,6 +64,12 @@ fn subject(name: &str, gigabytes: f64, unit: &'static str, goal: &'static str) -
     Subject { section: "time", name, unit, better: Better::Less, goal }
 }
 
+fn seconds_of(connection: &mut mysql::Conn, statement: &str) -> Result<f64, String> {
+    let start = Instant::now();
+    execute(connection, statement)?;
+    Ok(start.elapsed().as_secs_f64())
+}
+
 // ---- loads ----
 
 fn loads(
@@ -83,12 +89,8 @@ fn loads(
         |target, round| {
             let mut connection = target.connect()?;
             execute(&mut connection, &create_table(&format!("bench.t{round}")))?;
-            let start = Instant::now();
-            execute(
-                &mut connection,
-                &format!("LOAD DATA INFILE '{}' INTO TABLE bench.t{round}", text.display()),
-            )?;
-            Ok([start.elapsed().as_secs_f64() / bytes])
+            let load = format!("LOAD DATA INFILE '{}' INTO TABLE bench.t{round}", text.display());
+            Ok([seconds_of(&mut connection, &load)? / bytes])
         },
     );
     report.measure(
@@ -96,10 +98,8 @@ fn loads(
         TABLES as u32,
         targets,
         |target, round| {
-            let mut connection = target.connect()?;
-            let start = Instant::now();
-            execute(&mut connection, &format!("ALTER TABLE bench.t{round} ADD INDEX (k)"))?;
-            Ok([start.elapsed().as_secs_f64() / bytes])
+            let alter = format!("ALTER TABLE bench.t{round} ADD INDEX (k)");
+            Ok([seconds_of(&mut target.connect()?, &alter)? / bytes])
         },
     );
     report.measure(

@@ -425,8 +425,7 @@ impl DiskCache {
         for number in chunks_of(range) {
             if let Some(chunk) = chunks.get_mut(&number) {
                 chunk.visits.stand(range, number);
-                let segment = state.segments.get(&chunk.segment);
-                if segment.is_some_and(|segment| segment.place.queue == Queue::Small) {
+                if queue_of(&state.segments, chunk) == Some(Queue::Small) {
                     chunk.visits.count = chunk.visits.count.max(1);
                 }
             }
@@ -551,7 +550,9 @@ impl DiskCache {
             (0..).zip(&sst.visits).map(move |(chunk, visits)| (chunk, visits.reads(queue)))
         });
         let pieces = state.chunks.get(&id).map(|chunks| {
-            chunks.iter().map(|(number, chunk)| (*number, chunk.visits.reads(state.queue_of(chunk))))
+            chunks
+                .iter()
+                .map(|(number, chunk)| (*number, chunk.visits.reads(queue_of(&state.segments, chunk))))
         });
         let all = whole.into_iter().flatten().chain(pieces.into_iter().flatten());
         all.filter(|(_, reads)| *reads > 0).collect()
@@ -573,8 +574,7 @@ impl DiskCache {
             sst.visits.get_mut(chunk as usize).into_iter().for_each(|visits| visits.heat_up(reads, queue));
         }
         if let Some(chunk) = state.chunks.get_mut(&id).and_then(|chunks| chunks.get_mut(&chunk)) {
-            let queue = state.segments.get(&chunk.segment).map(|segment| segment.place.queue);
-            chunk.visits.heat_up(reads, queue);
+            chunk.visits.heat_up(reads, queue_of(&state.segments, chunk));
         }
     }
 
@@ -763,10 +763,6 @@ impl State {
         }
     }
 
-    fn queue_of(&self, chunk: &Chunk) -> Option<Queue> {
-        self.segments.get(&chunk.segment).map(|segment| segment.place.queue)
-    }
-
     fn evictable_bytes(&self) -> u64 {
         self.small.bytes + self.main.bytes
     }
@@ -951,6 +947,10 @@ impl LeavingChunk {
     fn length(&self) -> u64 {
         u64::from(self.bytes) + HEADER_BYTES
     }
+}
+
+fn queue_of(segments: &BTreeMap<u64, Segment>, chunk: &Chunk) -> Option<Queue> {
+    segments.get(&chunk.segment).map(|segment| segment.place.queue)
 }
 
 /// The chunk of an object that its byte at `offset` is in.
