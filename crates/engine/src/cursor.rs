@@ -44,6 +44,8 @@ struct Open {
     at: Seqno,
     /// `Txn::round` that the own writes belong to.
     round: u64,
+    /// The transaction has dropped the tree.
+    dropped: bool,
 }
 
 /// If it is `on`, the last seek was only for keys that start with `prefix`; as in [`Probe`]. Its memory is used again.
@@ -85,12 +87,24 @@ impl Cursor {
     /// Opens it on `tree`. It stands on nothing until a seek. [`ReadAs::Newest`] is as of this call: a row whose lock
     /// is waited for afterwards is read again with [`Txn::get`].
     pub fn open(&mut self, txn: &mut Txn, tree: TreeId, read: ReadAs) -> Result<()> {
+        if read == ReadAs::Snapshot && self.is_open_on(txn, tree) {
+            self.place = Place::Nothing;
+            return Ok(());
+        }
         let (view, at) = txn.view_at(read);
         let end = tree.0.checked_add(1).expect("tree ids stay below 2^32 - 1").to_be_bytes();
         let prefix = tree.0.to_be_bytes();
         let (head, end_head) = (head(&prefix), head(&end));
-        self.open = Some(Open { view, tree, prefix, end, head, end_head, at, round: txn.round() });
+        let (round, dropped) = (txn.round(), false);
+        self.open = Some(Open { view, tree, prefix, end, head, end_head, at, round, dropped });
         self.collect_sources(txn)
+    }
+
+    /// Whether opening it on `tree` again, as of the snapshot, would show just what it shows: a statement that reads many ranges opens
+    /// it for each.
+    fn is_open_on(&self, txn: &mut Txn, tree: TreeId) -> bool {
+        let Some(open) = &self.open else { return false };
+        open.tree == tree && open.at == txn.snapshot_seqno() && open.dropped == txn.drops().contains(&tree)
     }
 
     /// To the first entry at or after `key`. `false`: there is none.
@@ -301,9 +315,10 @@ impl Cursor {
         self.place = Place::Nothing;
         self.merge.charge();
         self.merge.clear();
-        let open = self.open.as_ref().expect("a cursor collects sources while it is open");
+        let open = self.open.as_mut().expect("a cursor collects sources while it is open");
+        open.dropped = txn.drops().contains(&open.tree);
         self.merge.add(AnySource::WriteSet(txn.writes.iter_tree(open.tree)));
-        if !txn.drops().contains(&open.tree) {
+        if !open.dropped {
             open.view.add_sources(&self.engine.store, open.tree, &mut self.merge);
         }
         Ok(())

@@ -198,8 +198,9 @@ impl Version {
 /// The ssts of one run that may hold a key of `first..=last`, in order.
 pub fn overlapping<'a>(run: &'a [Arc<SstMeta>], first: &[u8], last: &[u8]) -> &'a [Arc<SstMeta>] {
     let from = run.partition_point(|sst| *sst.last_key < *first);
-    let to = from + run[from..].partition_point(|sst| *sst.first_key <= *last);
-    &run[from..to]
+    // Mostly one or none, and whoever asks goes through them all.
+    let many = run[from..].iter().take_while(|sst| *sst.first_key <= *last).count();
+    &run[from..from + many]
 }
 
 /// Keys at which to divide what `ssts` hold into at most `parts` of about equal size. Ascending; the least key of all is not among them.

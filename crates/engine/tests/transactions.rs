@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bucket::MemoryBucket;
-use common::parts;
+use common::{Random, parts};
 use engine::{
-    Cursor, Engine, FIRST_ALLOCATED_TREE, Granted, Isolation, Kind, LockMode, LockWait, ReadAs, Result,
+    Cursor, Engine, FIRST_ALLOCATED_TREE, Granted, Isolation, Job, Kind, LockMode, LockWait, ReadAs, Result,
     Settings, SimDisk, TreeId, Txn,
 };
 
@@ -196,6 +196,62 @@ fn a_cursor_sees_what_its_transaction_writes_between_its_steps() {
     assert!(cursor.next(&mut txn).unwrap());
     assert_eq!(entry(&cursor), "f=1");
     assert!(!cursor.next(&mut txn).unwrap());
+}
+
+/// Two transactions and whoever else write, roll back, drop the tree and end; after each step a cursor that was opened before, and
+/// is opened again, shows what a new one shows.
+#[test]
+fn a_cursor_that_is_opened_again_shows_what_a_new_one_shows() {
+    for seed in 0..100 {
+        let engine = engine();
+        let mut random = Random(seed);
+        for key in 0..8 {
+            put(&engine, &format!("k{key}"), "old");
+        }
+        let mut txn = engine.begin();
+        if seed % 2 == 0 {
+            txn.set_isolation(Isolation::ReadCommitted);
+        }
+        let mut cursor = Cursor::new(&engine);
+        let mut mark = txn.mark();
+        for step in 0..40 {
+            let key = format!("k{}", random.below(10));
+            match random.below(10) {
+                0 => put(&engine, &key, &format!("other {step}")),
+                1 => delete(&engine, &key),
+                2 => txn.put(TREE, key.as_bytes(), format!("own {step}").as_bytes()).expect("fits"),
+                3 => txn.delete(TREE, key.as_bytes()).expect("fits"),
+                4 => mark = txn.mark(),
+                5 => txn.rollback_to(mark),
+                6 if random.below(4) == 0 => txn.drop_tree(TREE),
+                7 if random.below(4) == 0 => {
+                    txn.rollback();
+                    mark = txn.mark();
+                }
+                8 => txn.statement_begin(),
+                _ => drop(engine.step(Job::Flush)),
+            }
+            let read = if random.below(8) == 0 { ReadAs::Newest } else { ReadAs::Snapshot };
+            cursor.open(&mut txn, TREE, read).expect("opens");
+            let (from, forward) = (format!("k{}", random.below(10)), random.below(2) == 0);
+            let shown = walk(&mut cursor, &mut txn, &from, forward);
+            let mut fresh = Cursor::new(&engine);
+            fresh.open(&mut txn, TREE, read).expect("opens");
+            assert_eq!(shown, walk(&mut fresh, &mut txn, &from, forward), "seed {seed}, step {step}");
+        }
+    }
+}
+
+/// All that comes from a key on, in one direction.
+fn walk(cursor: &mut Cursor, txn: &mut Txn, from: &str, forward: bool) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut more =
+        if forward { cursor.seek(txn, from.as_bytes()) } else { cursor.seek_before(txn, from.as_bytes()) };
+    while more.expect("moves") {
+        found.push(entry(cursor));
+        more = if forward { cursor.next(txn) } else { cursor.prev(txn) };
+    }
+    found
 }
 
 #[test]

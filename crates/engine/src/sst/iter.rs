@@ -519,20 +519,19 @@ pub(crate) fn estimate(sst: &Sst, probe: &Probe<'_>, low: Edge<'_>, high: Edge<'
     if low.0 > high.0 || !sst.may_hold(probe)? {
         return Ok((0, 0));
     }
-    let Some(from) = sst.find_block(low.0)? else { return Ok((0, 0)) };
-    let to = sst.find_block(high.0)?;
+    let Some((from, to)) = sst.find_blocks(low.0, high.0)? else { return Ok((0, 0)) };
     let (before, until) = (sst.rank(Some(&from)), sst.rank(to.as_ref()));
     if until.block > before.block + 1 {
         return Ok((until.entries - before.entries, until.bytes - before.bytes));
     }
     let share = |block: &Block, rows: usize| (block.bytes() * rows / block.rows()) as u64;
-    let first = sst.block(&from)?;
+    let first = sst.look_at_block(&from)?;
     let start = first.lower_bound(low.0, low.1);
     let end = if until.block == before.block { first.lower_bound(high.0, high.1) } else { first.rows() };
     let rows = end.saturating_sub(start);
     let (mut entries, mut bytes) = (rows as u64, share(&first, rows));
     if let Some(to) = to.filter(|_| until.block > before.block) {
-        let second = sst.block(&to)?;
+        let second = sst.look_at_block(&to)?;
         let rows = second.lower_bound(high.0, high.1);
         entries += rows as u64;
         bytes += share(&second, rows);

@@ -100,7 +100,7 @@ pub(crate) struct Found {
 }
 
 /// A block that stays, without touching its reference count if it was in the cache.
-enum BlockGuard {
+pub(super) enum BlockGuard {
     /// What a slot held, which was not nothing.
     Looked(Guard<Option<Arc<Held<Block>>>>),
     Fetched(Arc<Held<Block>>),
@@ -336,6 +336,26 @@ impl Sst {
         })
     }
 
+    /// The blocks that [`Sst::find_block`] finds for two keys, `low` not above `high`. Where both are in one, which is mostly so, it is
+    /// looked for once.
+    pub(super) fn find_blocks(
+        &self,
+        low: &[u8],
+        high: &[u8],
+    ) -> Result<Option<(BlockPlace, Option<BlockPlace>)>> {
+        let partition = self.top.lower_bound(low, Seqno(u64::MAX));
+        if partition == self.partitions.len() {
+            return Ok(None);
+        }
+        let (from, same) = self.with_partition(partition, &|| (), |body| {
+            let block = body.index.lower_bound(low, Seqno(u64::MAX)).min(body.index.rows() - 1);
+            let ends_at = body.index.key(&body.index.row(block));
+            (BlockPlace { partition, block, handle: handle_at(&body.index, block) }, high <= ends_at)
+        })?;
+        let to = if same { Some(from) } else { self.find_block(high)? };
+        Ok(Some((from, to)))
+    }
+
     /// The blocks of the partitions whose index is in memory: the last key that each may hold, where it lies, and how often it was hit lately if it
     /// is in memory too.
     pub(crate) fn blocks_at_hand(&self) -> Vec<(Vec<u8>, u64, Option<u8>)> {
@@ -444,7 +464,7 @@ impl Sst {
 
     /// A data block to look at and let go.
     #[inline]
-    fn look_at_block(&self, place: &BlockPlace) -> Result<BlockGuard> {
+    pub(super) fn look_at_block(&self, place: &BlockPlace) -> Result<BlockGuard> {
         let BlockPlace { partition, block, handle } = *place;
         let guard = self.slots.block(partition, block).look();
         if guard.is_some() {

@@ -184,6 +184,19 @@ proptest! {
     }
 
     #[test]
+    fn two_keys_lead_to_the_blocks_that_each_leads_to(versions in versions(300), a in any::<prop::sample::Index>(), b in any::<prop::sample::Index>(), longer in 0usize..3) {
+        let (meta, bytes) = built(&versions, small(Compression::None));
+        let sst = open(&meta, bytes, 1 << 20).unwrap();
+        let (low, mut high) = (a.get(&versions).0.clone(), b.get(&versions).0.clone());
+        high.extend(std::iter::repeat_n(0xff, longer));
+        let (low, high) = if low <= high { (low, high) } else { (high, low) };
+        let each = |key: &[u8]| sst.find_block(key).unwrap().map(|place| place.offset());
+        let both = sst.find_blocks(&low, &high).unwrap();
+        prop_assert_eq!(both.map(|(from, _)| from.offset()), each(&low));
+        prop_assert_eq!(both.and_then(|(_, to)| to).map(|place| place.offset()), each(&low).and(each(&high)));
+    }
+
+    #[test]
     fn an_estimate_is_near_the_truth(versions in versions(300), a in any::<prop::sample::Index>(), b in any::<prop::sample::Index>()) {
         let (meta, bytes) = built(&versions, small(Compression::None));
         let sst = open(&meta, bytes, 1 << 20).unwrap();
