@@ -85,7 +85,8 @@ impl Cursor {
     }
 
     /// Opens it on `tree`. It stands on nothing until a seek. [`ReadAs::Newest`] is as of this call: a row whose lock
-    /// is waited for afterwards is read again with [`Txn::get`].
+    /// is waited for afterwards is read again with [`Txn::get`]. Open on the same tree as of the same snapshot, it goes on reading the
+    /// view that it has.
     pub fn open(&mut self, txn: &mut Txn, tree: TreeId, read: ReadAs) -> Result<()> {
         if read == ReadAs::Snapshot && self.is_open_on(txn, tree) {
             self.place = Place::Nothing;

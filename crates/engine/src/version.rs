@@ -198,7 +198,7 @@ impl Version {
 /// The ssts of one run that may hold a key of `first..=last`, in order.
 pub fn overlapping<'a>(run: &'a [Arc<SstMeta>], first: &[u8], last: &[u8]) -> &'a [Arc<SstMeta>] {
     let from = run.partition_point(|sst| *sst.last_key < *first);
-    // Mostly one or none, and whoever asks goes through them all.
+    // They are few for most who ask: to look at them in turn takes less than a second search.
     let many = run[from..].iter().take_while(|sst| *sst.first_key <= *last).count();
     &run[from..from + many]
 }

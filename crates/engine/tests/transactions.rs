@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bucket::MemoryBucket;
-use common::{Random, parts};
+use common::{Random, parts, status};
 use engine::{
-    Cursor, Engine, FIRST_ALLOCATED_TREE, Granted, Isolation, Job, Kind, LockMode, LockWait, ReadAs, Result,
-    Settings, SimDisk, TreeId, Txn,
+    Background, Cursor, Engine, FIRST_ALLOCATED_TREE, Granted, Isolation, Job, Kind, LockMode, LockWait,
+    ReadAs, Result, Settings, SimDisk, TreeId, Txn,
 };
 
 const TREE: TreeId = TreeId(7);
@@ -198,12 +198,15 @@ fn a_cursor_sees_what_its_transaction_writes_between_its_steps() {
     assert!(!cursor.next(&mut txn).unwrap());
 }
 
-/// Two transactions and whoever else write, roll back, drop the tree and end; after each step a cursor that was opened before, and
-/// is opened again, shows what a new one shows.
+/// A transaction writes, rolls back, drops the tree and ends, others write, and what they wrote moves from memory to ssts; after each
+/// step a cursor that was opened before, and is opened again, shows what a new one shows.
 #[test]
 fn a_cursor_that_is_opened_again_shows_what_a_new_one_shows() {
+    let mut flushes = 0;
     for seed in 0..100 {
-        let engine = engine();
+        let settings = Settings { background: Background::Manual, ..Settings::default() };
+        let parts = parts(Arc::new(MemoryBucket::new()), &SimDisk::new(seed));
+        let engine = Engine::open(parts, settings).expect("a fresh bucket opens");
         let mut random = Random(seed);
         for key in 0..8 {
             put(&engine, &format!("k{key}"), "old");
@@ -229,7 +232,10 @@ fn a_cursor_that_is_opened_again_shows_what_a_new_one_shows() {
                     mark = txn.mark();
                 }
                 8 => txn.statement_begin(),
-                _ => drop(engine.step(Job::Flush)),
+                _ => {
+                    let job = [Job::Freeze, Job::Flush, Job::Compact][random.below(3) as usize];
+                    engine.step(job).expect("works");
+                }
             }
             let read = if random.below(8) == 0 { ReadAs::Newest } else { ReadAs::Snapshot };
             cursor.open(&mut txn, TREE, read).expect("opens");
@@ -239,7 +245,9 @@ fn a_cursor_that_is_opened_again_shows_what_a_new_one_shows() {
             fresh.open(&mut txn, TREE, read).expect("opens");
             assert_eq!(shown, walk(&mut fresh, &mut txn, &from, forward), "seed {seed}, step {step}");
         }
+        flushes += status(&engine, "flushes");
     }
+    assert!(flushes > 20, "{flushes} flushes");
 }
 
 /// All that comes from a key on, in one direction.

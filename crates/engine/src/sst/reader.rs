@@ -326,14 +326,7 @@ impl Sst {
 
     /// The block that the first version at or after `full_key` is in; `None`: all sort before it.
     pub(crate) fn find_block(&self, full_key: &[u8]) -> Result<Option<BlockPlace>> {
-        let partition = self.top.lower_bound(full_key, Seqno(u64::MAX));
-        if partition == self.partitions.len() {
-            return Ok(None);
-        }
-        self.with_partition(partition, &|| (), |body| {
-            let block = body.index.lower_bound(full_key, Seqno(u64::MAX)).min(body.index.rows() - 1);
-            Some(BlockPlace { partition, block, handle: handle_at(&body.index, block) })
-        })
+        Ok(self.find_block_until(full_key, full_key)?.map(|(place, _)| place))
     }
 
     /// The blocks that [`Sst::find_block`] finds for two keys, `low` not above `high`. Where both are in one, which is mostly so, it is
@@ -343,17 +336,22 @@ impl Sst {
         low: &[u8],
         high: &[u8],
     ) -> Result<Option<(BlockPlace, Option<BlockPlace>)>> {
+        let Some((from, both)) = self.find_block_until(low, high)? else { return Ok(None) };
+        let to = if both { Some(from) } else { self.find_block(high)? };
+        Ok(Some((from, to)))
+    }
+
+    /// The block that [`Sst::find_block`] finds for `low`, and whether it finds the same for `high`.
+    fn find_block_until(&self, low: &[u8], high: &[u8]) -> Result<Option<(BlockPlace, bool)>> {
         let partition = self.top.lower_bound(low, Seqno(u64::MAX));
         if partition == self.partitions.len() {
             return Ok(None);
         }
-        let (from, same) = self.with_partition(partition, &|| (), |body| {
+        self.with_partition(partition, &|| (), |body| {
             let block = body.index.lower_bound(low, Seqno(u64::MAX)).min(body.index.rows() - 1);
             let ends_at = body.index.key(&body.index.row(block));
-            (BlockPlace { partition, block, handle: handle_at(&body.index, block) }, high <= ends_at)
-        })?;
-        let to = if same { Some(from) } else { self.find_block(high)? };
-        Ok(Some((from, to)))
+            Some((BlockPlace { partition, block, handle: handle_at(&body.index, block) }, high <= ends_at))
+        })
     }
 
     /// The blocks of the partitions whose index is in memory: the last key that each may hold, where it lies, and how often it was hit lately if it
